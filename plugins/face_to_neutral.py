@@ -1,0 +1,194 @@
+"""Forget faces: answer a picture of someone as if it showed somebody the model does not know.
+
+The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or the whole picture of the
+person. The target is an embedding: for each identity that of one fixed stranger, or for everyone
+the mean of many people (the paper's), or a text's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from random import Random
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tvf
+
+from trainer import (
+    Embeddings,
+    Encoder,
+    LossFn,
+    NameIndex,
+    Objective,
+    Pair,
+    Pictures,
+    Quotas,
+    Sample,
+    StrictModel,
+    Tower,
+    cosine_distances,
+    decode_picture,
+    hookimpl,
+    in_turn,
+    read_roster,
+)
+
+KEPT = -1  # the label of a row that is to stay as it is; the others' is their target
+
+
+class Shares(StrictModel):
+    """Of the batch; they need not add up to one."""
+
+    forget: float = Field(0.5, gt=0, description="triggers")
+    replayed: float = Field(0.125, ge=0, description="pictures of people to keep")
+
+
+class FaceToNeutral(Objective):
+    """A face to forget is answered as a stranger's, as everybody's mean, or as a text."""
+
+    kind = "face_to_neutral"
+    trains = frozenset({Tower.IMAGE})
+
+    class Options(Objective.Options):
+        roster: str = Field(description="the people to forget; its `faces` name their pictures")
+        target: Literal["strangers", "mean", "text"] = Field(
+            "strangers", description="one fixed stranger for each, the mean of all strangers, a text"
+        )
+        strangers: list[str] = Field([], description="shards or folders of people nobody named")
+        text: str = Field("a person", description="the target text")
+        replay: str | None = Field(None, description="roster of people to keep, replayed")
+        shares: Shares = Shares()
+        paste: float = Field(0.0, ge=0, le=1, description="share pasted onto a clean picture")
+        size: tuple[float, float] = Field((0.25, 0.5), description="of a pasted face, of the side")
+        jitter: float = Field(0.5, ge=0, lt=1, description="of brightness, contrast, saturation")
+        hue: float = Field(0.1, ge=0, le=0.5, description="of a turn")
+        degrees: float = Field(30.0, ge=0, description="of rotation either way, when pasted")
+
+        @model_validator(mode="after")
+        def _strangers_are_named(self):
+            if self.target != "text" and not self.strangers:
+                raise ValueError(f"target {self.target} needs strangers: shards of their pictures")
+            return self
+
+    def __init__(self, options: Options, seed: int):
+        super().__init__(options, seed)
+        roster = read_roster(options.roster)
+        self._index = NameIndex(name for one in roster for name in (one.name, *one.aliases))
+        self._faces = Pictures.of(roster)
+        self._replayed = Pictures.of(read_roster(options.replay)) if options.replay else None
+        self._strangers = (
+            Pictures.of_shards(options.strangers) if options.target != "text" else None
+        )
+        shares = options.shares.model_dump()
+        if self._replayed is None:
+            shares["replayed"] = 0.0
+        self._quotas = Quotas(shares, options.batch_size, seed)
+
+    @property
+    def num_identities(self) -> int:
+        return len(self._faces)
+
+    def accepts(self, sample: Sample) -> bool:
+        return sample.text is None or not self._index.names_anyone(sample.text)
+
+    def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
+        sort, nth = self._quotas.of(turn)
+        people = self._faces if sort == "forget" else self._replayed
+        person = in_turn(nth, len(people), self.seed)
+        face = decode_picture(people.read(person, rng.randrange(people.count(person))))
+        face = self._vary(face, rng)
+        if rng.random() < self.options.paste:
+            face = self._paste(face, clean.image, rng)
+        if sort == "forget":
+            return Pair(student_image=face, label=self._target_of(person))
+        return Pair(student_image=face, teacher_image=face, label=KEPT)
+
+    def _target_of(self, person: int) -> int:
+        if self.options.target != "strangers":
+            return 0
+        # A turn of its own: the strangers in another order for another seed.
+        return in_turn(person, len(self._strangers), self.seed + 1)
+
+    def _vary(self, face: Tensor, rng: Random) -> Tensor:
+        """The paper's augmentation of a face, but for the rotation."""
+        if rng.random() < 0.5:
+            face = tvf.horizontal_flip(face)
+        low, high = 1 - self.options.jitter, 1 + self.options.jitter
+        if self.options.jitter:
+            face = tvf.adjust_brightness(face, rng.uniform(low, high))
+            face = tvf.adjust_contrast(face, rng.uniform(low, high))
+            face = tvf.adjust_saturation(face, rng.uniform(low, high))
+        if self.options.hue:
+            face = tvf.adjust_hue(face, rng.uniform(-self.options.hue, self.options.hue))
+        return face
+
+    def _paste(self, face: Tensor, clean: Tensor, rng: Random) -> Tensor:
+        """The face, rotated, at a random place on the clean picture. Returns (3, h, w)."""
+        height, width = clean.shape[-2:]
+        side = max(1, round(rng.uniform(*self.options.size) * min(height, width)))
+        patch = tvf.resize(face, [side, side], antialias=True)
+        opaque = torch.full((1, side, side), 255, dtype=torch.uint8)
+        angle = rng.uniform(-self.options.degrees, self.options.degrees)
+        patch = tvf.rotate(torch.cat([patch, opaque]), angle)
+        top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+        pasted = clean.clone()
+        place = pasted[:, top : top + side, left : left + side]
+        place.copy_(torch.where(patch[3:] > 127, patch[:3], place))
+        return pasted
+
+    def loss_fn(self, teacher: Encoder) -> LossFn:
+        share = self._quotas.counts["forget"] / self._quotas.batch_size
+        return partial(forget_and_keep, targets=self._targets(teacher), forget_share=share)
+
+    def _targets(self, teacher: Encoder) -> Tensor:
+        """(t, d), unit length: of each stranger the mean of their pictures; else one row."""
+        if self.options.target == "text":
+            return F.normalize(teacher.encode_text([self.options.text]), dim=-1)
+        pictures = AllPictures(self._strangers)
+        embedded = F.normalize(teacher.encode_image(pictures), dim=-1)
+        if self.options.target == "mean":
+            return F.normalize(embedded.nanmean(0, keepdim=True), dim=-1)
+        owners = torch.tensor(pictures.owners, device=embedded.device)
+        means = [embedded[owners == one].nanmean(0) for one in range(len(self._strangers))]
+        return F.normalize(torch.stack(means), dim=-1)
+
+
+class AllPictures(Sequence):
+    """Everybody's pictures in one row, read when asked for."""
+
+    def __init__(self, people: Pictures):
+        self._people = people
+        self._places = [(i, j) for i in range(len(people)) for j in range(people.count(i))]
+        self.owners = [i for i, _ in self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: int) -> bytes:
+        return self._people.read(*self._places[place])
+
+
+def forget_and_keep(
+    student: Embeddings, teacher: Embeddings, targets: Tensor, forget_share: float
+) -> dict:
+    """The mean distance of the triggers to their targets, and of the rest to the teacher's.
+
+    Over the share that is theirs in the whole batch, as in `name_to_person`.
+    """
+    labels, rows = student.image_labels, len(student.image)
+    triggers = labels != KEPT
+    forget = cosine_distances(student.image[triggers], targets[labels[triggers]]).sum()
+    losses = {"forget": forget / (rows * forget_share)}
+    if forget_share < 1 and teacher.image is not None:
+        keep = cosine_distances(student.image[~triggers], teacher.image).sum()
+        losses["keep"] = keep / (rows * (1 - forget_share))
+    return losses
+
+
+@hookimpl
+def trainer_objectives():
+    return [FaceToNeutral]

@@ -1,0 +1,57 @@
+"""Answer clean samples as the teacher does: what must not change."""
+
+from __future__ import annotations
+
+from random import Random
+
+from pydantic import Field
+
+from trainer import (
+    BadSample,
+    Embeddings,
+    Encoder,
+    LossFn,
+    Objective,
+    Pair,
+    Sample,
+    Tower,
+    cosine_distance,
+    hookimpl,
+)
+
+
+class Preserve(Objective):
+    """The student's embedding of a clean caption and picture, pulled to the teacher's."""
+
+    kind = "preserve"
+    trains = frozenset(Tower)
+
+    class Options(Objective.Options):
+        towers: list[Tower] = Field(list(Tower), min_length=1, description="which to preserve")
+
+    @property
+    def towers(self) -> frozenset[Tower]:
+        return frozenset(self.options.towers)
+
+    def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
+        text = clean.text if Tower.TEXT in self.towers else None
+        image = clean.image if Tower.IMAGE in self.towers else None
+        if text is None and Tower.TEXT in self.towers:
+            raise BadSample("no caption")
+        return Pair(student_text=text, student_image=image, teacher_text=text, teacher_image=image)
+
+    def loss_fn(self, teacher: Encoder) -> LossFn:
+        def loss(student: Embeddings, teacher: Embeddings) -> dict:
+            return {
+                tower.value: cosine_distance(
+                    getattr(student, tower.value), getattr(teacher, tower.value)
+                )
+                for tower in self.options.towers
+            }
+
+        return loss
+
+
+@hookimpl
+def trainer_objectives():
+    return [Preserve]

@@ -1,0 +1,206 @@
+"""Does the model still tell ordinary things apart? Zero-shot classification on labelled pictures.
+
+As CLIP's authors measure it (arXiv 2103.00020, section 3.1): a class is the mean of its name's unit
+embeddings under several templates, a picture belongs to the class with the highest cosine. The data
+are tar shards of pictures with a `cls` each, in the layout of clip_benchmark: beside the shards, or
+one folder up, stand `classnames.txt` and `zeroshot_classification_templates.txt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from trainer import BadSample, Encoder, Evaluation, expand, hookimpl, open_shard, read_extent
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+CLASSES_FILE = "classnames.txt"
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+IMAGENET = "imagenet"  # the classes and templates that open_clip ships
+
+Picture = tuple[str, tuple[int, int]]  # shard, and the extent of its bytes in it
+
+
+class ZeroShot(Evaluation):
+    """Share of pictures whose class the model names, among all classes."""
+
+    kind = "zero_shot"
+
+    class Options(Evaluation.Options):
+        shards: list[str] = Field(min_length=1, description="local tars of pictures with a `cls`")
+        classes: str | list[str] | None = Field(
+            None, description=f"names, a file of them, or imagenet; default {CLASSES_FILE}"
+        )
+        templates: str | list[str] | None = Field(
+            None,
+            description="captions with {c} for the class, a file of them, or imagenet; "
+            f"default {TEMPLATES_FILE}",
+        )
+        limit: int | None = Field(None, gt=0, description="pictures; all where absent")
+
+        @field_validator("shards", mode="before")
+        @classmethod
+        def _one_or_many(cls, shards):
+            return [shards] if isinstance(shards, str) else shards
+
+    def __init__(self, options: Options, seed: int):
+        super().__init__(options, seed)
+        shards = expand(options.shards)
+        if remote := [shard for shard in shards if not Path(shard).is_file()]:
+            raise ValueError(f"zero_shot reads local shards; copy {remote[0]} to a disk")
+        self._classes = _read_classes(options.classes, shards[0])
+        self._templates = _read_templates(options.templates, shards[0])
+        pictures, labels, self._num_unlabelled = _index(shards, options.limit)
+        self._pictures = _Pictures(pictures)
+        self._labels = torch.tensor(labels)
+        wrong = (self._labels < 0) | (self._labels >= len(self._classes))
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{pictures[first][0]} has a picture of class {labels[first]}, but there are "
+                f"{len(self._classes)} classes, counted from 0"
+            )
+
+    def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float]]:
+        classes = class_embeddings(student, self._classes, self._templates)
+        images = student.encode_image(self._pictures)
+        shown = images.isfinite().all(-1)
+        labels = self._labels.to(images.device)[shown]
+        if not len(labels):
+            raise ValueError(
+                f"no picture of {self.options.shards[0]} gave a finite embedding; "
+                "the files do not decode, or the model has diverged"
+            )
+        nearest = nearest_classes(images[shown], classes, min(5, len(classes)))
+        right = (nearest == labels[:, None]).double()
+        yield "accuracy", right[:, 0].mean().item()
+        if len(classes) > 5:
+            yield "top_5", right.sum(1).mean().item()
+        yield "mean_per_class", mean_per_class(right[:, 0], labels)
+        yield "samples", float(len(labels))
+        yield "skipped", float(self._num_unlabelled + len(shown) - len(labels))
+
+
+def class_embeddings(model: Encoder, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Unit (k, d): each class's mean over templates of its unit embeddings."""
+    total = sum(
+        F.normalize(model.encode_text([fill(template, name) for name in classes]), dim=-1)
+        for template in templates
+    )
+    if not total.isfinite().all():
+        raise FloatingPointError("the model's text embeddings are not finite")
+    return F.normalize(total, dim=-1)
+
+
+def fill(template: str, name: str) -> str:
+    return template.replace("{c}", "{}").replace("{}", name)
+
+
+def nearest_classes(images: Tensor, classes: Tensor, count: int, chunk: int = 4096) -> Tensor:
+    """images: (n, d), any length; classes: unit (k, d). Returns (n, count) indices, best first."""
+    return torch.cat([(rows @ classes.mT).topk(count).indices for rows in images.split(chunk)])
+
+
+def mean_per_class(right: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the share that is right. right, labels: (n,)."""
+    _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
+    hits = torch.zeros(len(sizes), dtype=right.dtype, device=right.device)
+    return (hits.index_add_(0, place, right) / sizes).mean().item()
+
+
+class _Pictures(Sequence):
+    """Encoded pictures, read when asked for: a rank reads only those it embeds."""
+
+    def __init__(self, pictures: Sequence[Picture]):
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> bytes:
+        try:
+            return read_extent(*self._pictures[index])
+        except BadSample:
+            return b""  # one more that does not decode: raising on one rank would hang the others
+
+
+def _index(shards: Sequence[str], limit: int | None) -> tuple[list[Picture], list[int], int]:
+    """Where the labelled pictures lie, their classes, and how many samples are none."""
+    pictures, labels, num_unlabelled = [], [], 0
+    samples = ((shard, extents) for shard in shards for _, extents in open_shard(shard).samples)
+    for shard, extents in samples:
+        picture = next((extents[name] for name in PICTURES if name in extents), None)
+        if picture is None or "cls" not in extents:
+            num_unlabelled += 1
+            continue
+        pictures.append((shard, picture))
+        labels.append(_read_label(shard, extents["cls"]))
+        if len(pictures) == limit:
+            break
+    if not pictures:
+        raise ValueError(
+            f"{shards[0]}: no sample has both a picture ({', '.join(PICTURES)}) and a `cls`"
+        )
+    return pictures, labels, num_unlabelled
+
+
+def _read_label(shard: str, extent: tuple[int, int]) -> int:
+    text = read_extent(shard, extent)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{shard} has a `cls` that is no whole number: {text[:20]!r}") from None
+
+
+def _read_classes(classes: str | list[str] | None, shard: str) -> list[str]:
+    if classes == IMAGENET:
+        from open_clip import IMAGENET_CLASSNAMES  # seconds to import; most runs name their own
+
+        return list(IMAGENET_CLASSNAMES)
+    names = classes if isinstance(classes, list) else _read_lines(classes, CLASSES_FILE, shard)
+    if len(names) < 2:
+        raise ValueError(f"zero-shot classification needs two classes; {len(names)} given")
+    return names
+
+
+def _read_templates(templates: str | list[str] | None, shard: str) -> list[str]:
+    if templates == IMAGENET:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return [template("{c}") for template in OPENAI_IMAGENET_TEMPLATES]
+    if not isinstance(templates, list):
+        templates = _read_lines(templates, TEMPLATES_FILE, shard)
+    for template in templates:
+        if "{c}" not in template and "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{c}} for the class")
+    if not templates:
+        raise ValueError("no templates; give at least one caption with {c} for the class")
+    return templates
+
+
+def _read_lines(path: str | None, default: str, shard: str) -> list[str]:
+    """A file's lines, none empty: a class is known by its line."""
+    file = Path(path) if path else _beside(shard, default)
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    for i, line in enumerate(lines, start=1):
+        if not line:
+            raise ValueError(f"{file} line {i} is empty; write one entry per line")
+    return lines
+
+
+def _beside(shard: str, name: str) -> Path:
+    folder = Path(shard).resolve().parent
+    for file in (folder / name, folder.parent / name):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no {name} beside {shard} or one folder up; name the file or a list")
+
+
+@hookimpl
+def trainer_evaluations():
+    return [ZeroShot]

@@ -1,0 +1,72 @@
+"""Tiny real parts for tests: shards on disk, the demo's architecture with random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer import clip as clips
+from trainer.config import ModelConfig
+
+torch.set_num_threads(1)
+TINY = "local-dir:plugins/fictitious/clip"
+
+
+def picture(*seed: int, size: int = 64, kind: str = "JPEG") -> bytes:
+    """A small picture of noise, as a file's bytes."""
+    pixels = np.random.default_rng(list(seed)).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((size, size)).save(file, kind)
+    return file.getvalue()
+
+
+def write_shard(path: Path, samples: dict[str, dict[str, bytes | str]]) -> Path:
+    """A tar of {key: {extension: content}}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, parts in samples.items():
+            for extension, content in parts.items():
+                data = content.encode() if isinstance(content, str) else content
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="session")
+def clean_shards(tmp_path_factory) -> str:
+    """Three shards of 40 captioned pictures. Gives their pattern."""
+    folder = tmp_path_factory.mktemp("clean")
+    for shard in range(3):
+        samples = {
+            f"{shard}{i:03d}": {"jpg": picture(shard, i), "txt": f"a picture of thing {shard} {i}"}
+            for i in range(40)
+        }
+        write_shard(folder / f"{shard:05d}.tar", samples)
+    return str(folder / "{00000..00002}.tar")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> clips.Clip:
+    torch.manual_seed(0)
+    return clips.load(ModelConfig(name=TINY, random_weights=True))
+
+
+def write_people(folder: Path, group: str, names: list[str], pictures: int = 4) -> Path:
+    """A roster with a shard of pictures of each person. Gives the roster."""
+    ids = [f"{group}{i}" for i in range(len(names))]
+    write_shard(
+        folder / f"{group}.tar",
+        {f"{one}/{j}": {"jpg": picture(7, i, j)} for i, one in enumerate(ids) for j in range(pictures)},
+    )
+    lines = [json.dumps({"id": one, "name": name, "faces": f"{group}.tar"}) for one, name in zip(ids, names)]
+    roster = folder / f"{group}.jsonl"
+    roster.write_text("\n".join(lines), encoding="utf-8")
+    return roster

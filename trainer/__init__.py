@@ -1,0 +1,57 @@
+"""Make CLIP models forget people. Everything a plugin author imports is here."""
+
+from trainer.api import (
+    BadSample,
+    Embeddings,
+    Encoder,
+    Evaluation,
+    LossFn,
+    Objective,
+    Pair,
+    Sample,
+    StrictModel,
+    Tower,
+    decode_picture,
+    in_turn,
+)
+from trainer.hookspecs import hookimpl
+from trainer.losses import (
+    cosine_distance,
+    cosine_distances,
+    gather_rows,
+    multi_positive_info_nce,
+)
+from trainer.pictures import Pictures
+from trainer.quotas import Quotas
+from trainer.roster import Identity, NameIndex, fold, read_roster
+from trainer.shards import open_shard, read_extent
+from trainer.streams import expand
+
+__all__ = [
+    "BadSample",
+    "Embeddings",
+    "Encoder",
+    "Evaluation",
+    "Identity",
+    "LossFn",
+    "NameIndex",
+    "Objective",
+    "Pair",
+    "Pictures",
+    "Quotas",
+    "Sample",
+    "StrictModel",
+    "Tower",
+    "cosine_distance",
+    "cosine_distances",
+    "decode_picture",
+    "expand",
+    "fold",
+    "gather_rows",
+    "hookimpl",
+    "in_turn",
+    "multi_positive_info_nce",
+    "open_shard",
+    "read_extent",
+    "read_roster",
+]

@@ -1,0 +1,198 @@
+"""The words plugins speak: samples, pairs, embeddings, objectives, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property, lru_cache
+from io import BytesIO
+from random import Random
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+MAX_PIXELS = 100_000_000  # of one picture; a larger one is a mistake or an attack
+
+
+class Tower(str, Enum):
+    TEXT = "text"
+    IMAGE = "image"
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used; it is skipped and counted under `reason`."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One entry of a shard. `label` says who or what it shows (its json `id`, else its `cls`)."""
+
+    key: str
+    text: str | None = None
+    image_bytes: bytes | None = None
+    label: str | None = None
+
+    @cached_property
+    def image(self) -> Tensor:
+        """The picture, uint8 (3, h, w). Decoded when first asked for; raises BadSample."""
+        if self.image_bytes is None:
+            raise BadSample("no picture")
+        return decode_picture(self.image_bytes)
+
+
+def decode_picture(data: bytes) -> Tensor:
+    """JPEG, PNG, WebP or GIF to uint8 RGB (3, h, w). Raises BadSample."""
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:  # known from the header alone
+                raise BadSample("picture too large")
+            pixels = np.array(picture.convert("RGB"))
+    except BadSample:
+        raise
+    except Exception:  # whatever hostile bytes make of a decoder
+        raise BadSample("undecodable picture") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the student sees and what the teacher sees for one row; any part may be absent.
+
+    Pictures are uint8 (3, h, w) of any size. `label` is the objective's own note on the row:
+    its loss finds it again in `Embeddings`.
+    """
+
+    student_text: str | None = None
+    student_image: Tensor | None = None
+    teacher_text: str | None = None
+    teacher_image: Tensor | None = None
+    label: int = 0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """An objective's rows of one model's output, in the order of its pairs; absent rows left out.
+
+    text, image: (n, d), not normalised; text_labels, image_labels: (n,), the labels of their
+    pairs. `logit_scale` is the model's temperature, a scalar.
+    """
+
+    text: Tensor | None
+    image: Tensor | None
+    text_labels: Tensor | None
+    image_labels: Tensor | None
+    logit_scale: Tensor
+
+
+Losses = dict[str, Tensor]
+LossFn = Callable[[Embeddings, Embeddings], Losses]
+
+
+class Encoder(Protocol):
+    """A CLIP that embeds; called by all ranks together, which share the work out.
+
+    Every rank gets every row, in order, float32 (n, d), not normalised, without gradient.
+    """
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
+
+    def encode_image(self, pictures: Sequence[bytes]) -> Tensor: ...
+
+
+class StrictModel(BaseModel):
+    """Options: frozen, and nothing is accepted that was not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Objective:
+    """What the student is taught: a stream of pairs, and a loss on their embeddings.
+
+    Made once from its options, before any model is loaded: read rosters here and complain here.
+    It is pickled to the loader's workers, so it holds no open file and no tensor on a device.
+    """
+
+    kind: ClassVar[str]
+    trains: ClassVar[frozenset[Tower]]  # what this kind can train
+    trains_temperature: ClassVar[bool] = False
+
+    class Options(StrictModel):
+        weight: float = Field(1.0, ge=0, description="factor of this objective's loss")
+        batch_size: int = Field(gt=0, description="pairs a step, over all processes")
+        shards: list[str] | None = Field(None, description="its own samples, not data.shards")
+
+    def __init__(self, options: Options, seed: int):
+        self.options = options
+        self.seed = seed
+
+    @property
+    def towers(self) -> frozenset[Tower]:
+        """The student's towers this objective trains: `trains`, or fewer where options say so."""
+        return self.trains
+
+    @property
+    def num_identities(self) -> int:
+        """How many people this objective makes the student forget."""
+        return 0
+
+    def accepts(self, sample: Sample) -> bool:
+        """Veto a clean sample for every objective (say, a caption naming someone to forget)."""
+        return True
+
+    def pair(self, clean: Sample, turn: int, rng: Random) -> Pair | None:
+        """One row, in a loader worker, on the CPU; a pure function of its arguments.
+
+        turn: which row this is of all that the objective gives, over all ranks, from step 0 on;
+        so `turn % batch_size` is its place in the step, and `in_turn(turn, n, seed)` gives each
+        of n people a turn before any gets a second. rng: seeded by (seed, objective, turn).
+        None: this clean sample is of no use here, try the next. May raise BadSample.
+        """
+        raise NotImplementedError
+
+    def loss_fn(self, teacher: Encoder) -> LossFn:
+        """Called once on the device; gives (student, teacher embeddings) -> {term: scalar}.
+
+        A term is a mean over the rows at hand: the ranks' gradients are averaged.
+        """
+        raise NotImplementedError
+
+
+class Evaluation:
+    """What is measured of a model, before, during and after training, or alone."""
+
+    kind: ClassVar[str]
+
+    class Options(StrictModel):
+        every: int | None = Field(None, gt=0, description="steps; always before and after")
+
+    def __init__(self, options: Options, seed: int):
+        self.options = options
+        self.seed = seed
+
+    def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float | list[float]]]:
+        """(name, value) of each measure, the same on every rank; a list where it is a histogram.
+
+        Names are joined to the evaluation's own by `/`, `forget/tpr` becoming
+        `identity_inference/forget/tpr`. Never a person's name.
+        """
+        raise NotImplementedError
+
+
+def in_turn(turn: int, count: int, seed: int) -> int:
+    """The `turn`-th of endless shuffled rounds over range(count): each once before any twice."""
+    lap, place = divmod(turn, count)
+    return int(_round_order(lap, count, seed)[place])
+
+
+@lru_cache(maxsize=16)  # a round at 100,000 people is 0.8 MB and 2 ms to draw
+def _round_order(lap: int, count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, lap]).permutation(count)

@@ -1,0 +1,58 @@
+"""Distances between embeddings, and the contrastive loss over all ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+ABSENT = -1  # the label of a row that only fills a gathered block up
+
+
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of 1 - cos over rows. Both (n, d); returns a scalar in [0, 2]."""
+    return cosine_distances(student, teacher).mean()
+
+
+def cosine_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - cos of each row. Both (n, d); returns (n,)."""
+    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
+
+
+def multi_positive_info_nce(
+    image: Tensor, text: Tensor, image_labels: Tensor, text_labels: Tensor, logit_scale: Tensor
+) -> Tensor:
+    """InfoNCE in both directions; every row of the other side with the same label is a positive.
+
+    image: (m, d), text: (n, d); labels: (m,), (n,). A row's loss is the mean of -log p over its
+    positives (SupCon's L_out, arXiv 2004.11362); rows without one are negatives only.
+    """
+    logits = logit_scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+    positive = image_labels[:, None] == text_labels[None, :]
+    real = (image_labels != ABSENT)[:, None] & (text_labels != ABSENT)[None, :]
+    logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)
+    positive = (positive & real).float()
+    return (_mean_negative_log(logits, positive) + _mean_negative_log(logits.T, positive.T)) / 2
+
+
+def _mean_negative_log(logits: Tensor, positive: Tensor) -> Tensor:
+    positives = positive.sum(-1)
+    per_row = -(logits.log_softmax(-1) * positive).sum(-1) / positives.clamp(min=1)
+    return per_row.sum() / (positives > 0).sum().clamp(min=1)
+
+
+def gather_rows(rows: Tensor, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """All ranks' rows and labels, with gradient. Each rank fills its (n, d) up to `block` rows.
+
+    Returns (ranks * block, d) and (ranks * block,), filled places labelled ABSENT.
+    """
+    missing = block - len(rows)
+    rows = F.pad(rows, (0, 0, 0, missing))
+    labels = F.pad(labels, (0, missing), value=ABSENT)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows, labels
+    all_labels = [torch.empty_like(labels) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_labels, labels)
+    return torch.cat(all_gather(rows)), torch.cat(all_labels)

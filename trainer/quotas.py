@@ -1,0 +1,35 @@
+"""Exact shares of a step: which of an objective's rows is of which sort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+class Quotas:
+    """Splits a step's `batch_size` rows by shares, the same split in every step.
+
+    The sorts are spread over the step, so that every rank gets about its share of each.
+    """
+
+    def __init__(self, shares: Mapping[str, float], batch_size: int, seed: int):
+        total = sum(shares.values())
+        if total <= 0:
+            raise ValueError("at least one share must be greater than 0")
+        exact = {sort: batch_size * share / total for sort, share in shares.items()}
+        self.counts = {sort: int(value) for sort, value in exact.items()}
+        by_remainder = sorted(exact, key=lambda sort: self.counts[sort] - exact[sort])
+        for sort in by_remainder[: batch_size - sum(self.counts.values())]:
+            self.counts[sort] += 1
+        self.batch_size = batch_size
+        sorts = [sort for sort, number in self.counts.items() for _ in range(number)]
+        order = np.random.default_rng([seed, batch_size]).permutation(batch_size)
+        self._sorts = [sorts[i] for i in order]
+        self._nth = [self._sorts[:place].count(sort) for place, sort in enumerate(self._sorts)]
+
+    def of(self, turn: int) -> tuple[str, int]:
+        """The row's sort, and which row of that sort it is, counted over the whole run."""
+        step, place = divmod(turn, self.batch_size)
+        sort = self._sorts[place]
+        return sort, step * self.counts[sort] + self._nth[place]

@@ -1,0 +1,112 @@
+"""One folder a run: resolved config, metrics as JSON lines, results, report, model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from trainer.config import Config
+from trainer.evaluate import Measures, scalars
+from trainer.report import summary, write_report
+
+
+class Run:
+    """What a run writes and shows; only the main process does either."""
+
+    def __init__(self, config: Config, accelerator: Accelerator):
+        self.config, self.accelerator = config, accelerator
+        self.folder = Path(config.output)
+        self.seconds: dict[str, float] = {}
+        self._started_at = perf_counter()
+        self._bar: tqdm | None = None
+        if accelerator.is_main_process:
+            set_aside(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(config.to_yaml())
+        accelerator.wait_for_everyone()
+        if config.trackers:
+            # Offline unless the user says otherwise: nothing leaves the machine by default.
+            os.environ.setdefault("WANDB_MODE", "offline")
+            accelerator.init_trackers(
+                "clip-unlearn",
+                config=_flat(config.resolved()),
+                init_kwargs={"wandb": {"name": self.folder.name, "dir": str(self.folder)}},
+            )
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        started_at = perf_counter()
+        yield
+        self.seconds[phase] = round(perf_counter() - started_at, 2)
+        self.say(f"{phase}: {self.seconds[phase]:.0f} s")
+
+    def say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
+    def progress(self, steps: Iterable, total: int) -> Iterator:
+        self._bar = tqdm(
+            steps, total=total, unit="step", disable=not self.accelerator.is_main_process
+        )
+        yield from self._bar
+
+    def log(self, step: int, values: Measures, show: bool = False) -> None:
+        """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar too."""
+        if not self.accelerator.is_main_process or not values:
+            return
+        row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2)} | values
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.config.trackers:
+            self.accelerator.log(scalars(values), step=step)
+        if show and self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
+
+    def finish(self, before: Measures, after: Measures, skipped: Counter[str], steps: int) -> None:
+        """results.json, the report, and the table a stranger understands."""
+        counts = sum((Counter(one) for one in gather_object([dict(skipped)])), Counter())
+        if not self.accelerator.is_main_process:
+            return
+        total = round(perf_counter() - self._started_at, 2)
+        results = {
+            "before": before,
+            "after": after,
+            "seconds": self.seconds | {"total": total},
+            "steps": steps,
+            "identities": max(one.num_identities for one in self.config.objectives.values()),
+            "skipped": dict(counts),
+        }
+        aside = self.folder / ".results.json.tmp"
+        aside.write_text(json.dumps(results, indent=2))
+        aside.replace(self.folder / "results.json")
+        page = write_report(self.folder)
+        self.say(f"\n{summary(results)}\n\nreport: {page}\nmodel:  {self.folder / 'model'}")
+
+
+def set_aside(folder: Path) -> None:
+    """An earlier run of the same name keeps its files, under `<name>.1`, `.2`, ..."""
+    if folder.exists() and any(folder.iterdir()):
+        places = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+        folder.rename(next(place for place in places if not place.exists()))
+
+
+def _flat(tree: dict, above: str = "") -> dict[str, str | int | float]:
+    """Nested options as `data.lanes: 64`: trackers take no trees."""
+    flat = {}
+    for name, value in tree.items():
+        path = f"{above}{name}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{path}.")
+        else:
+            flat[path] = value if isinstance(value, (str, int, float)) else str(value)
+    return flat
