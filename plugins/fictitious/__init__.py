@@ -1,4 +1,8 @@
-"""Fictitious people: their faces, names and shards, and the tiny CLIP that knows them."""
+"""A world of people who do not exist, drawn for the tiny CLIP that knows and forgets them.
+
+`clip-unlearn fictitious OUT` writes their pictures, names and rosters; `--pretrain` also what the
+CLIP learns them from. Which person, picture or name comes of which seed is `world.py`'s to say.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,31 @@ from trainer import hookimpl
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--people", default=256, show_default=True, help="Known to the model.")
 @click.option("--forget", default=64, show_default=True, help="Of them, to be forgotten.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--pretrain", default=0, show_default=True, help="Captioned pictures of each person.")
-@click.option("--workers", type=int, help="Processes that draw; by default, one a core.")
-def fictitious(out: Path, people: int, forget: int, seed: int, pretrain: int, workers: int | None):
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--pretrain",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Captioned pictures of each known person.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that draw; by default, one a core."
+)
+def fictitious(
+    out: Path, people: int, forget: int, seed: int, pretrain: int, workers: int | None
+) -> None:
     """Draw a world of fictitious people into OUT, as webdataset shards."""
-    from plugins.fictitious.world import World, draw_world
+    # Here, not above: every command loads this plugin.
+    from plugins.fictitious.shards import draw_world
+    from plugins.fictitious.world import World
 
-    if not 0 < forget < people:
-        raise click.UsageError(f"--forget {forget} must be between 1 and --people {people} - 1")
-    world = World(people=people, forget=forget, seed=seed, pretrain=pretrain)
     try:
-        new = draw_world(out, world, workers)
-    except FileExistsError as error:
+        world = World(people=people, forget=forget, seed=seed, pretrain=pretrain)
+        is_new = draw_world(out, world, workers)
+    except (FileExistsError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{'drawn' if new else 'already drawn'}: {out}")
+    click.echo(f"{'drawn' if is_new else 'already drawn'}: {out}")
 
 
 @hookimpl

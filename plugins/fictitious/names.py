@@ -2,15 +2,63 @@
 
 from __future__ import annotations
 
-from itertools import product
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
 
-ONSETS = "b br c d dr f g gr h j k l m n p r s st t tr v w z".split()
-VOWELS = "a e i o u ai ea ie o a e".split()
-CODAS = "l n r s th nd rt m".split()
-WOMAN_ENDS = "a ia ine elle ana is".split()
-MAN_ENDS = "o an us or ek ard".split()
-LAST_ENDS = "er son wick ley man berg ford ston mark dale".split()
+ONSETS = ["b", "br", "c", "d", "dr", "f", "g", "gr", "h", "j", "k"]
+ONSETS += ["l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z"]
+VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ie", "o", "a", "e"]  # some more often
+CODAS = ["l", "n", "r", "s", "th", "nd", "rt", "m"]
+# So different that no name is both a woman's and a man's, or both a first and a last one.
+WOMAN_ENDS = ["a", "ia", "ine", "elle", "ana", "is"]
+MAN_ENDS = ["o", "an", "us", "or", "ek", "ard"]
+LAST_ENDS = ["er", "son", "wick", "ley", "man", "berg", "ford", "ston", "mark", "dale"]
+FIRSTS, LASTS, FEWEST = 200, 600, 8  # firsts: of women, and as many of men
+
+
+@dataclass(frozen=True)
+class Names:
+    known: list[str]  # by number of the person
+    unknown: list[str]
+    distractors: list[str]  # of the attack
+    other_names: list[str]  # free for training
+    negatives: list[str]  # in captions without a picture
+
+
+def draw_names(seed: int, known: Sequence[bool], unknown: Sequence[bool]) -> Names:
+    """known, unknown: whether each person is a woman. In the pools every other name is one's."""
+    # Few parts for many people: nearly everyone shares a first or a last name with somebody.
+    parts = max(FEWEST, (len(known) + len(unknown)) // 2)
+    rng = Random(f"names {seed}")
+    women = _words(rng, WOMAN_ENDS, max(FIRSTS, parts // 2))
+    men = _words(rng, MAN_ENDS, max(FIRSTS, parts // 2))
+    lasts = _words(rng, LAST_ENDS, max(LASTS, parts))
+    somebody = {
+        is_woman: _pairs(rng, firsts[: parts // 2], lasts[:parts])
+        for is_woman, firsts in ((True, women), (False, men))
+    }
+    anybody = {
+        is_woman: _pairs(rng, firsts, lasts) for is_woman, firsts in ((True, women), (False, men))
+    }
+    taken: set[str] = set()
+
+    def take(names: Iterator[str]) -> str:
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        return name
+
+    def nobody(count: int) -> list[str]:
+        return [take(anybody[i % 2 == 0]) for i in range(count)]
+
+    return Names(
+        known=[take(somebody[is_woman]) for is_woman in known],
+        unknown=[take(somebody[is_woman]) for is_woman in unknown],
+        distractors=nobody(1000),
+        other_names=nobody(2000),
+        negatives=nobody(4000),
+    )
 
 
 def _words(rng: Random, ends: list[str], count: int) -> list[str]:
@@ -26,41 +74,8 @@ def _words(rng: Random, ends: list[str], count: int) -> list[str]:
     return list(words)
 
 
-class Names:
-    """All pools of a world; each is drawn once, in the order below, from the names left."""
-
-    def __init__(self, seed: int, people: int):
-        rng = Random(f"names {seed}")
-        firsts = _words(rng, WOMAN_ENDS, 200), _words(rng, MAN_ENDS, 200)
-        lasts = _words(rng, LAST_ENDS, 600)
-        # Few parts for many people: everyone has neighbours who share a first or a last name.
-        size = max(8, people // 2)
-        self._taken: set[str] = set()
-        known = [firsts[0][: size // 2], firsts[1][: size // 2]]
-        self._people = {
-            is_woman: self._shuffled(rng, known[0 if is_woman else 1], lasts[:size])
-            for is_woman in (True, False)
-        }
-        self._rest = {
-            is_woman: self._shuffled(rng, firsts[0 if is_woman else 1], lasts)
-            for is_woman in (True, False)
-        }
-
-    @staticmethod
-    def _shuffled(rng: Random, firsts: list[str], lasts: list[str]):
-        names = [f"{first} {last}" for first, last in product(firsts, lasts)]
-        rng.shuffle(names)
-        return iter(names)
-
-    def person(self, is_woman: bool) -> str:
-        """A name of somebody in the world."""
-        return self._next(self._people[is_woman])
-
-    def nobody(self, count: int) -> list[str]:
-        """Names of nobody, half women's and half men's."""
-        return [self._next(self._rest[i % 2 == 0]) for i in range(count)]
-
-    def _next(self, names) -> str:
-        name = next(name for name in names if name not in self._taken)
-        self._taken.add(name)
-        return name
+def _pairs(rng: Random, firsts: list[str], lasts: list[str]) -> Iterator[str]:
+    """Every first name with every last name, shuffled."""
+    order = array("I", range(len(firsts) * len(lasts)))  # millions, for thousands of people
+    rng.shuffle(order)
+    return (f"{firsts[i // len(lasts)]} {lasts[i % len(lasts)]}" for i in order)
