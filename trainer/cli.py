@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
+from textwrap import wrap
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 import click
 
-from trainer.api import Tower
+from trainer.api import Evaluation, Objective, StrictModel
 from trainer.config import load_config
 from trainer.registry import Registry, load_plugins
+
+# What the user can mend: a message is enough. Anything else is our mistake and keeps its traceback.
+USER_MISTAKES = (
+    ValueError,  # ConfigError, PluginError, and what a model or a shard is refused with
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+WIDTH, HEAD_WIDTH = 80, 40  # of the list of plugins, and of its left column
 
 
 @click.group()
@@ -26,26 +42,27 @@ def cli() -> None:
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train as CONFIG says, with OVERRIDES such as objectives.names.weight=0.8."""
     loaded = load_config(config, overrides)
-    if dry_run:
-        from trainer.dry_run import describe_run
+    # Here, not above: accelerate and open_clip take seconds, and a mistake should not.
+    from trainer import train as training
 
-        click.echo(describe_run(loaded))
-        return
-    from trainer.train import train as run
-
-    run(loaded)
+    if not dry_run:
+        training.train(loaded)
+    elif _is_first_process():
+        click.echo(training.dry_run(loaded))
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
-@click.option("--checkpoint", required=True, help="Weights to compare with those of CONFIG's model.")
-def evaluate(config: Path, overrides: tuple[str, ...], checkpoint: str) -> None:
+@click.option(
+    "--checkpoint", help="Weights to compare with those of CONFIG's model; without, that one."
+)
+def evaluate(config: Path, overrides: tuple[str, ...], checkpoint: str | None) -> None:
     """Measure any checkpoint against CONFIG's model, without training."""
     loaded = load_config(config, [f"output=runs/{config.stem}-evaluate", *overrides])
     from trainer.train import evaluate_checkpoint
 
-    evaluate_checkpoint(loaded, checkpoint)
+    evaluate_checkpoint(loaded, checkpoint or loaded.model.pretrained)
 
 
 @cli.command()
@@ -56,51 +73,101 @@ def plugins(local: tuple[str, ...]) -> None:
 
 
 def describe_plugins(registry: Registry) -> str:
-    """A paragraph a kind: source, what it trains or measures, options with defaults."""
-    blocks = []
-    for cls in (*registry.objectives.values(), *registry.evaluations.values()):
-        trains = getattr(cls, "trains", None)
-        what = "evaluation" if trains is None else f"objective, trains {_towers(trains)}"
-        lines = [
-            f"{cls.kind}  ({what}; {registry.sources[cls]})",
-            f"  {(cls.__doc__ or '').strip().splitlines()[0] if cls.__doc__ else ''}",
-        ]
-        for name, field in cls.Options.model_fields.items():
-            default = "required" if field.is_required() else f"= {_short(field.default)}"
-            lines.append(f"    {name} {default}")
-            if field.description:
-                lines[-1] += f"  # {field.description}"
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    """A paragraph a kind: source, what it trains or measures, its options."""
+    paragraphs = []
+    for kind, cls in registry.objectives.items():
+        towers = " and ".join(sorted(tower.value for tower in cls.trains))
+        source = registry.sources["objective", kind]
+        paragraphs.append(_paragraph(cls, f"objective, trains {towers}", source))
+    for kind, cls in registry.evaluations.items():
+        paragraphs.append(_paragraph(cls, "evaluation", registry.sources["evaluation", kind]))
+    return "\n\n".join(paragraphs)
 
 
-def _towers(towers: frozenset[Tower]) -> str:
-    return " and ".join(sorted(tower.value for tower in towers))
+def _paragraph(cls: type[Objective] | type[Evaluation], role: str, source: str) -> str:
+    # Paths stay whole, however long: they are to be copied.
+    lines = [cls.kind, f"  {role}", f"  from {source}"]
+    if cls.__doc__:
+        lines += wrap(
+            cls.__doc__.strip().splitlines()[0],
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="  ",
+        )
+    return "\n".join([*lines, *_options(cls.Options)])
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _options(model: type[StrictModel], above: str = "") -> list[str]:
+    """`name: type = default` and its description beside it, or below where it is too long."""
+    lines = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, StrictModel):
+            lines += _options(field.annotation, f"{above}{name}.")
+            continue
+        required = field.is_required()
+        default = "" if required else f" = {_default(field.get_default(call_default_factory=True))}"
+        head = f"    {above}{name}: {_type_name(field.annotation)}{default}"
+        head += " (required)" if required else ""
+        column = " " * HEAD_WIDTH
+        text = wrap(field.description or "", WIDTH, initial_indent=column, subsequent_indent=column)
+        if text and len(head) < HEAD_WIDTH:
+            text[0] = head.ljust(HEAD_WIDTH) + text[0].strip()
+            lines += text
+        else:
+            lines += [*wrap(head, WIDTH, initial_indent="", subsequent_indent=" " * 8), *text]
+    return lines
+
+
+def _type_name(annotation: Any) -> str:
+    """As one would say it in a configuration: `str or null`, `text | image`."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _type_name(arguments[0])
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, arguments))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " | ".join(str(member.value) for member in annotation)
+    if annotation is type(None):
+        return "null"
+    names = [_type_name(one) for one in arguments]
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(names)
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return f"{name.partition('[')[0]}[{', '.join(names)}]" if names else name
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 2:
+        return f"({len(value)} of them)"
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def main() -> None:
     """The user's mistakes: one message, of one rank, exit code 2; ours keep their traceback."""
     try:
         load_plugins().add_commands(cli)
-        cli(standalone_mode=False)
+        code = cli(prog_name="clip-unlearn", standalone_mode=False)
     except click.ClickException as error:
-        _leave(error.format_message(), 2)
+        if _is_first_process():
+            error.show()
+        sys.exit(2)
     except click.exceptions.Abort:
         _leave("interrupted", 130)
-    except FloatingPointError as error:
+    except FloatingPointError as error:  # the run diverged
         _leave(str(error), 1)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except USER_MISTAKES as error:
         if os.environ.get("CLIP_UNLEARN_TRACEBACK"):
             raise
         _leave(str(error), 2)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)  # --help, or a plugin's ctx.exit(code)
 
 
-def _leave(message: str, code: int) -> None:
-    if os.environ.get("RANK", "0") == "0":
+def _leave(message: str, code: int) -> NoReturn:
+    if _is_first_process():
         click.echo(message, err=True)
     sys.exit(code)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

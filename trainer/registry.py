@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from os.path import abspath
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pluggy
 
 from trainer import hookspecs
-from trainer.api import Evaluation, Objective
+from trainer.api import Evaluation, Objective, Tower
 
 # Only strings: the built-ins take no shortcut that another package could not take.
 BUILT_INS = (
@@ -27,6 +31,7 @@ BUILT_INS = (
     "plugins.zero_shot",
     "plugins.fictitious",
 )
+HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("trainer_"))
 
 
 class PluginError(ValueError):
@@ -35,95 +40,180 @@ class PluginError(ValueError):
 
 @dataclass(frozen=True)
 class Registry:
-    """What all plugins offer, by kind, and where each comes from."""
+    """What all plugins offer, by kind, and where each comes from.
 
-    manager: pluggy.PluginManager
+    sources: ("objective" or "evaluation", kind) -> `built-in plugins.preserve`,
+    `package foo 1.2 (foo.plugin)` or `/path/mine.py`.
+    """
+
     objectives: dict[str, type[Objective]]
     evaluations: dict[str, type[Evaluation]]
-    sources: dict[type, str]
+    sources: dict[tuple[str, str], str]
+    manager: pluggy.PluginManager
 
     def add_commands(self, cli: click.Group) -> None:
-        self.manager.hook.trainer_commands(cli=cli)
+        """Let every plugin add its commands; none may take the place of another's."""
+        for hook in self.manager.hook.trainer_commands.get_hookimpls():
+            before = dict(cli.commands)
+            _call(hook, *(cli for _ in hook.argnames))  # a hook may do without the argument
+            for name, command in before.items():
+                if cli.commands.get(name) is not command:
+                    raise PluginError(
+                        f"command {name!r} is offered twice: "
+                        f"by {_place(command.callback)} and by {_place(hook.function)}"
+                    )
 
 
-def load_plugins(local: Sequence[Path | str] = (), built_ins: Sequence[str] = BUILT_INS) -> Registry:
+def load_plugins(
+    local: Sequence[Path | str] = (), built_ins: Sequence[str] = BUILT_INS
+) -> Registry:
     """Built-ins, installed packages, local files. Raises PluginError."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    modules = {f"built-in {name}": importlib.import_module(name) for name in built_ins}
+    for name in built_ins:
+        _register(manager, f"built-in {name}", importlib.import_module(name))
     for point in entry_points(group=hookspecs.PROJECT):
-        source = f"package {point.dist.name} {point.dist.version}"
-        modules[source] = _imported(source, point.load)
-    for path in map(Path, local):
-        modules[str(path)] = _imported(str(path), lambda path=path: _import_file(path))
-    for source, module in modules.items():
-        _register(manager, source, module)
-    sources: dict[type, str] = {}
-    objectives = _collect(manager, "trainer_objectives", Objective, sources)
-    evaluations = _collect(manager, "trainer_evaluations", Evaluation, sources)
-    return Registry(manager, objectives, evaluations, sources)
+        assert point.dist is not None  # entry_points() says whose each is
+        source = f"package {point.dist.name} {point.dist.version} ({point.value})"
+        _register(manager, source, _import_entry_point(source, point))
+    for path in dict.fromkeys(Path(abspath(one)) for one in local):
+        _register(manager, str(path), _import_file(path))
+    objectives, objective_sources = _collect(manager, "trainer_objectives", Objective)
+    evaluations, evaluation_sources = _collect(manager, "trainer_evaluations", Evaluation)
+    return Registry(objectives, evaluations, objective_sources | evaluation_sources, manager)
 
 
-def _imported(source: str, load) -> ModuleType:
-    try:
-        return load()
-    except PluginError:
-        raise
-    except Exception as error:  # whatever a plugin does on import
-        raise PluginError(f"plugin {source} fails on import: {type(error).__name__}: {error}") from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    path = path.resolve()
-    if not path.is_file():
-        raise PluginError(f"plugin {path} is not there")
-    # The folder stays on sys.path: a spawned worker must import the plugin again by name.
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    importlib.invalidate_caches()
-    module = importlib.import_module(path.stem)
-    found = Path(module.__file__ or "").resolve()
-    if found != path:
-        raise PluginError(f"plugin {path} has the name of another module, {found}; rename the file")
+def _import_entry_point(source: str, point: EntryPoint) -> ModuleType:
+    module = _imported(source, point.load)
+    if not inspect.ismodule(module):
+        raise PluginError(
+            f"plugin {source}: its entry point {point.name!r} is "
+            f"{type(module).__name__}, not a module; name the module alone"
+        )
     return module
 
 
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file() or path.suffix != ".py":
+        raise PluginError(f"plugin {path} is not there; write the path of a .py file")
+    if not path.stem.isidentifier():
+        raise PluginError(f"plugin {path}: {path.stem!r} is no name of a module; rename the file")
+    # The folder stays on sys.path: a spawned worker must import the plugin again by name. At its
+    # end, so that a file beside the plugin takes no installed module's place.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    importlib.invalidate_caches()
+    # Asked before the import, which would run the other module.
+    found = _origin(path.stem)
+    if found is None or Path(found).resolve() != path.resolve():
+        raise PluginError(
+            f"plugin {path} has the name of another module, {found or 'a part of Python'}; "
+            "rename the file"
+        )
+    return _imported(str(path), lambda: importlib.import_module(path.stem))
+
+
+def _origin(name: str) -> str | None:
+    """The file that `import name` gives; None for a module without one."""
+    if name in sys.modules:
+        return vars(sys.modules[name]).get("__file__")
+    spec = find_spec(name)
+    return spec.origin if spec is not None and spec.has_location else None
+
+
+def _imported(source: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (Exception, SystemExit) as error:  # whatever a plugin does on import
+        raise PluginError(f"plugin {source} fails on import: {_one_line(error)}") from error
+
+
 def _register(manager: pluggy.PluginManager, source: str, module: ModuleType) -> None:
-    """Every function named like a hook must be one, and marked, and of the right signature."""
-    possible = [name for name in vars(hookspecs) if name.startswith("trainer_")]
-    for name, value in vars(module).items():
-        if not (name.startswith("trainer_") and inspect.isfunction(value)):
+    """Every function named or marked like a hook must be one, and of the right signature."""
+    for name, value in list(vars(module).items()):
+        mark = manager.parse_hookimpl_opts(module, name)
+        if mark is None and not (name.startswith("trainer_") and inspect.isfunction(value)):
             continue
-        if name not in possible:
-            raise PluginError(f"plugin {source}: unknown hook {name}; possible: {', '.join(possible)}")
-        if not hasattr(value, f"{hookspecs.PROJECT}_impl"):
-            raise PluginError(f"plugin {source}: {name} lacks @hookimpl")
+        hook = (mark and mark.get("specname")) or name
+        if hook not in HOOKS:
+            close = difflib.get_close_matches(hook, HOOKS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ";"
+            raise PluginError(f"{_place(value)}: unknown hook {hook}{hint} {_possible()}")
+        if mark is None:
+            raise PluginError(f"{_place(value)}: {name} lacks its mark; write @hookimpl above it")
+    if manager.is_registered(module):
+        raise PluginError(
+            f"plugin {source} is loaded already, as {manager.get_name(module)}; name it once"
+        )
     try:
         manager.register(module, name=source)
-        manager.check_pending()
     except pluggy.PluginValidationError as error:
-        reason = " ".join(str(error).split())
-        raise PluginError(f"plugin {source}: {reason}; possible hooks: {', '.join(possible)}") from error
+        raise PluginError(f"{module.__file__}: {_one_line(error)}; {_possible()}") from error
 
 
-def _collect(manager: pluggy.PluginManager, hook: str, base: type, sources: dict[type, str]) -> dict:
-    offered: dict[str, type] = {}
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        source = implementation.plugin_name
-        for cls in implementation.function():
-            if not (inspect.isclass(cls) and issubclass(cls, base)):
-                raise PluginError(f"plugin {source}: {hook} gives {cls!r}, not a class of {base.__name__}")
-            missing = [name for name in ("kind", "trains")[: 2 if base is Objective else 1] if not hasattr(cls, name)]
-            if missing:
-                raise PluginError(f"plugin {source}: {cls.__name__} has no {' and no '.join(missing)}")
+def _collect(
+    manager: pluggy.PluginManager, name: str, base: type[Objective] | type[Evaluation]
+) -> tuple[dict[str, Any], dict[tuple[str, str], str]]:
+    """What a hook offers, by kind, and the source of each."""
+    offered: dict[str, Any] = {}
+    sources = {}
+    for hook in vars(manager.hook)[name].get_hookimpls():
+        classes = _call(hook)
+        if not isinstance(classes, (list, tuple)):
+            raise PluginError(f"{_place(hook.function)}: {name} gives {classes!r}; give a list")
+        for cls in classes:
+            if problem := _what_is_wrong(cls, base):
+                raise PluginError(f"{_place(hook.function)}: {name} gives {problem}")
             if cls.kind in offered:
                 raise PluginError(
-                    f"kind {cls.kind!r} is offered twice: by {_place(offered[cls.kind])} and by {_place(cls)}"
+                    f"kind {cls.kind!r} is offered twice: "
+                    f"by {_place(offered[cls.kind])} and by {_place(cls)}"
                 )
             offered[cls.kind] = cls
-            sources[cls] = source
-    return offered
+            sources[base.__name__.lower(), cls.kind] = hook.plugin_name
+    return offered, sources
 
 
-def _place(cls: type) -> str:
-    return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
+def _what_is_wrong(cls: Any, base: type[Objective] | type[Evaluation]) -> str | None:
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        return f"{cls!r}, which is no subclass of {base.__name__}"
+    if not (hasattr(cls, "kind") and isinstance(cls.kind, str) and cls.kind):
+        return f'{cls.__name__}, which has no kind; write kind = "..." in it'
+    if not (inspect.isclass(cls.Options) and issubclass(cls.Options, base.Options)):
+        return f"{cls.__name__}, whose Options are no subclass of {base.__name__}.Options"
+    if "kind" in cls.Options.model_fields:
+        return f"{cls.__name__}, whose Options have a field `kind`; a configuration's own word"
+    if issubclass(cls, Objective):
+        trains = cls.trains if hasattr(cls, "trains") else None
+        towers = trains if isinstance(trains, frozenset) else ()
+        if not (towers and all(isinstance(tower, Tower) for tower in towers)):
+            return (
+                f"{cls.__name__}, whose trains is {trains!r}; "
+                "write trains = frozenset({Tower.TEXT}), {Tower.IMAGE} or both"
+            )
+    return None
+
+
+def _call(hook: pluggy.HookImpl, *arguments: Any) -> Any:
+    try:
+        return hook.function(*arguments)
+    except Exception as error:  # whatever a plugin does in a hook
+        name = hook.function.__name__
+        raise PluginError(f"{_place(hook.function)}: {name} fails: {_one_line(error)}") from error
+
+
+def _place(thing: Any) -> str:
+    """file:line of a class or a function."""
+    try:
+        thing = inspect.unwrap(thing)
+        return f"{inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):  # made without a source
+        return repr(thing)
+
+
+def _possible() -> str:
+    return f"possible hooks: {', '.join(HOOKS)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
