@@ -3,55 +3,85 @@
 from __future__ import annotations
 
 import os
+import tarfile
+import warnings
+from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from trainer.api import BadSample
 from trainer.roster import Identity
-from trainer.shards import open_shard, read_extent
 from trainer.streams import PICTURES, expand, is_remote
 
-WHOLE_FILE = -1
+MAX_OPEN_FILES = 128  # a process; many systems allow 1024
+BLOCK = 512  # bytes, of a tar
 
 
 class Pictures:
-    """By person, then by picture. Compact: people times pictures may be millions."""
+    """By person, then by picture. Compact: 20 bytes a picture, for there may be millions."""
 
-    def __init__(self, people: Sequence[Sequence[tuple[str, int, int]]]):
-        """people: of each the (path, offset, size) of every picture."""
-        paths = {path: None for person in people for path, _, _ in person}
-        number = {path: i for i, path in enumerate(paths)}
-        self._paths = list(paths)
-        self._starts = np.cumsum([0] + [len(person) for person in people])
-        places = [(number[path], offset, size) for person in people for path, offset, size in person]
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 3)
+    def __init__(self, rows: _Rows, num_people: int):
+        owners = np.array(rows.owners)
+        order = np.argsort(owners, kind="stable")  # a person's pictures stay in their order
+        self._starts = np.cumsum([0, *np.bincount(owners, minlength=num_people)])
+        self._sources = np.array(rows.sources)[order]
+        self._places = np.array(rows.places)[order]
+        self._sizes = np.array(rows.sizes)[order]
+        self._paths = list(rows.paths)
+        self._names = list(rows.names)
 
     @staticmethod
-    def of(people: Sequence[Identity]) -> Pictures:
-        """Of a roster's people, as their `faces` say. Raises ValueError naming pseudonyms."""
-        found = [_find(person) for person in people]
-        without = [person.pseudonym for person, own in zip(people, found) if not own]
-        if without:
-            raise ValueError(
-                f"{len(without)} of {len(people)} people have no picture: {', '.join(without[:5])}"
-                f"{' ...' if len(without) > 5 else ''}; name a folder or shards in `faces`, "
-                "and in shards begin each key with `<id>/`"
-            )
-        return Pictures(found)
+    def of(identities: Sequence[Identity]) -> Pictures:
+        """Of a roster's people, as their `faces` say: a folder each, or shards.
+
+        In a shard theirs are the pictures whose folder is their `id`; or all, where it has no
+        folder. Raises ValueError and FileNotFoundError, which tell a path only where several
+        people share it: one's own is likely to be their name.
+        """
+        people: dict[str, dict[str, int]] = defaultdict(dict)  # faces -> {id: place in the roster}
+        for i, identity in enumerate(identities):
+            if identity.faces is not None:
+                people[identity.faces][identity.id] = i
+        named_by: dict[str, list[str]] = defaultdict(list)  # path -> all `faces` that name it
+        for faces, owners in people.items():
+            for path in _paths_of(faces, _shown(faces, owners, identities)):
+                named_by[path].append(faces)
+        rows = _Rows()
+        for path, patterns in named_by.items():
+            owners = people[patterns[0]]
+            if len(patterns) > 1:
+                owners = {one: i for faces in patterns for one, i in people[faces].items()}
+            entries = _entries_of(path, _shown(path, owners, identities))
+            rows.add(path, _owned(entries, owners, path))
+        pictures = Pictures(rows, len(identities))
+        _refuse_people_without(pictures, identities)
+        return pictures
 
     @staticmethod
     def of_shards(patterns: Sequence[str]) -> Pictures:
-        """Of people without a roster: a key's folder is a person, else each picture is one."""
-        people: dict[str, list[tuple[str, int, int]]] = {}
-        for path in _local(patterns):
-            for key, place in _shard_pictures(path):
-                people.setdefault(os.path.dirname(key) or f"{path}/{key}", []).append(place)
-        if not people:
+        """Of people without a roster, by folder and in its order: one in the shards is a person.
+
+        A picture without a folder there is a person of its own, and so is each of the pictures in
+        a folder on disk, or of those that a pattern names.
+        """
+        numbers: dict[tuple, int] = {}
+        rows = _Rows()
+        for path in dict.fromkeys(path for one in patterns for path in _paths_of(one, one)):
+            keys = [
+                ((entry.folder,) if entry.folder else ("", path, entry.place), entry)
+                for entry in _entries_of(path, path)
+            ]
+            rows.add(path, [(numbers.setdefault(key, len(numbers)), entry) for key, entry in keys])
+        if not numbers:
             raise ValueError(f"no picture in {', '.join(patterns)}")
-        return Pictures([people[name] for name in sorted(people)])
+        ranks = np.empty(len(numbers), dtype=np.int32)
+        ranks[[numbers[key] for key in sorted(numbers)]] = np.arange(len(numbers))
+        rows.owners = array("i", ranks[np.array(rows.owners)].tolist())
+        return Pictures(rows, len(numbers))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -60,55 +90,171 @@ class Pictures:
         return int(self._starts[person + 1] - self._starts[person])
 
     def read(self, person: int, picture: int) -> bytes:
-        """The encoded picture. Raises BadSample where the file has changed."""
+        """The encoded picture. Raises BadSample where it is gone or no longer as long."""
         if not 0 <= picture < self.count(person):
-            raise IndexError(picture)
-        path, offset, size = self._places[self._starts[person] + picture].tolist()
-        if size != WHOLE_FILE:
-            return read_extent(self._paths[path], (offset, size))
+            raise IndexError(f"picture {picture} of {self.count(person)}")
+        row = self._starts[person] + picture
+        path, place, size = self._paths[self._sources[row]], self._places[row], self._sizes[row]
         try:
-            return Path(self._paths[path]).read_bytes()
-        except OSError:
-            raise BadSample("picture is gone") from None
+            if place < 0:
+                with open(os.path.join(path, self._names[~place]), "rb") as file:
+                    data = file.read(size + 1)
+            else:
+                shard = _opened(path)  # held till it is read: else the cache might close it
+                data = os.pread(shard.descriptor, size, place)
+        except OSError as error:  # its own words tell the path
+            raise BadSample(f"picture cannot be read: {error.strerror}") from None
+        if len(data) != size:
+            raise BadSample("picture has changed its size")
+        return data
 
 
-def _find(person: Identity) -> list[tuple[str, int, int]]:
-    if person.faces is None:
-        return []
-    if os.path.isdir(person.faces):
-        files = sorted(Path(person.faces).iterdir())
-        return [(str(f), 0, WHOLE_FILE) for f in files if f.suffix.lower().lstrip(".") in PICTURES]
+class _Entry(NamedTuple):
+    """A picture in a shard or a folder."""
+
+    folder: str  # in the shard; "" if none
+    place: int | str  # offset in the shard, or name in the folder
+    size: int  # bytes
+
+
+class _Rows:
+    """The pictures' columns while they grow.
+
+    A file's name is kept once, for many folders have the same; its number stands among the
+    offsets, inverted and so negative.
+    """
+
+    def __init__(self):
+        self.owners, self.sources = array("i"), array("i")
+        self.places, self.sizes = array("q"), array("q")
+        self.paths: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+
+    def add(self, path: str, entries: list[tuple[int, _Entry]]) -> None:
+        source = self.paths.setdefault(path, len(self.paths))
+        for owner, (_, place, size) in entries:
+            if isinstance(place, str):
+                place = ~self.names.setdefault(place, len(self.names))
+            self.owners.append(owner)
+            self.sources.append(source)
+            self.places.append(place)
+            self.sizes.append(size)
+
+
+def _shown(path: str, owners: dict[str, int], identities: Sequence[Identity]) -> str:
+    """What a message may call it: a pseudonym where the path is one person's own."""
+    if len(owners) > 1:
+        return path
+    (owner,) = owners.values()
+    return f"faces of {identities[owner].pseudonym} (person {owner + 1} of {len(identities)})"
+
+
+def _paths_of(faces: str, shown: str) -> list[str]:
+    """A folder, or the files that a pattern names."""
+    if is_remote(faces):
+        raise ValueError(f"{shown}: pictures of people are read at random; download them first")
+    if os.path.isdir(faces):
+        return [faces]
     try:
-        by_folder = _by_folder(person.faces)
-    except FileNotFoundError:
-        # Not the path: a folder's name may be the person's.
-        raise FileNotFoundError(f"the faces of {person.pseudonym} are not there") from None
-    if by_folder.keys() == {""}:
-        return by_folder[""]
-    return by_folder.get(person.id, [])
+        return expand([faces])
+    except FileNotFoundError as error:
+        detail = str(error) if shown == faces else "not there, or not all shards of the pattern are"
+        raise FileNotFoundError(f"{shown}: {detail}") from None
+    except ValueError:
+        raise ValueError(f"{shown}: not a pattern; see to its braces") from None
 
 
-@lru_cache(maxsize=64)  # thousands of people name the same shards
-def _by_folder(pattern: str) -> dict[str, list[tuple[str, int, int]]]:
-    found: dict[str, list[tuple[str, int, int]]] = {}
-    for path in _local([pattern]):
-        for key, place in _shard_pictures(path):
-            found.setdefault(os.path.dirname(key), []).append(place)
+def _entries_of(path: str, shown: str) -> list[_Entry]:
+    try:
+        if os.path.isdir(path):
+            return _entries_of_folder(path)
+        if _is_picture(path):
+            return [_Entry("", 0, os.path.getsize(path))]  # its own shard of one
+        return _entries_of_shard(path, shown)
+    except OSError as error:
+        raise ValueError(f"{shown}: cannot be read: {error.strerror}") from None
+
+
+def _is_picture(name: str) -> bool:
+    base = os.path.basename(name)
+    # Hidden ones are what macOS lays beside the pictures, under their names.
+    return base.rpartition(".")[2].lower() in PICTURES and not base.startswith(".")
+
+
+def _entries_of_folder(path: str) -> list[_Entry]:
+    with os.scandir(path) as files:
+        found = [file for file in files if _is_picture(file.name) and file.is_file()]
+        return sorted(_Entry("", file.name, file.stat().st_size) for file in found)
+
+
+def _entries_of_shard(path: str, shown: str) -> list[_Entry]:
+    """Walks a tar's headers, not its bytes. What is whole is used; what is not is warned of."""
+    found: list[_Entry] = []
+    num_outside = 0
+    size = os.path.getsize(path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while entry := tar.next():
+                tar.members.clear()  # it would keep them all
+                end = entry.offset_data + entry.size
+                if not entry.offset_data <= end <= size:  # a negative size would go round for ever
+                    raise tarfile.ReadError("it ends in the middle of an entry")
+                name = entry.name.removeprefix("./")
+                if name.startswith("/") or ".." in name.split("/"):
+                    num_outside += 1
+                elif entry.isreg() and _is_picture(name):
+                    found.append(_Entry(os.path.dirname(name), entry.offset_data, entry.size))
+            # A damaged header ends the walk without a word, where zeros should end it.
+            with open(path, "rb") as file:
+                file.seek(tar.offset)
+                if file.read(BLOCK) != bytes(BLOCK):
+                    raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        # A ValueError quotes the header, and with it perhaps a name.
+        what = error if isinstance(error, tarfile.TarError) else "not a header"
+        warnings.warn(
+            f"{shown}: a shard is cut off or damaged ({what}); "
+            f"the {len(found)} pictures before that are used",
+            stacklevel=2,
+        )
+    if num_outside:
+        warnings.warn(
+            f"{shown}: {num_outside} entries of a shard are ignored, their paths lead out of it",
+            stacklevel=2,
+        )
     return found
 
 
-def _local(patterns: Sequence[str]) -> list[str]:
-    paths = expand(patterns)
-    remote = [path for path in paths if is_remote(path)]
-    if remote:
-        raise ValueError(f"pictures of people are read at random: download {remote[0]} first")
-    return paths
+def _owned(entries: list[_Entry], owners: dict[str, int], path: str) -> list[tuple[int, _Entry]]:
+    if any(entry.folder for entry in entries):
+        return [(owners[one.folder], one) for one in entries if one.folder in owners]
+    if entries and len(owners) > 1:
+        raise ValueError(
+            f"{path} has no folders but is the faces of {len(owners)} people; give each their own, "
+            "or in a shard put each person's pictures in a folder <id>/"
+        )
+    return [(owner, entry) for owner in owners.values() for entry in entries]
 
 
-def _shard_pictures(path: str) -> list[tuple[str, tuple[str, int, int]]]:
-    return [
-        (key, (path, *extent))
-        for key, extents in open_shard(path).samples
-        for extension, extent in extents.items()
-        if extension in PICTURES
-    ]
+def _refuse_people_without(pictures: Pictures, identities: Sequence[Identity]) -> None:
+    without = [one.pseudonym for i, one in enumerate(identities) if not pictures.count(i)]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(identities)} people have no picture: {', '.join(without[:5])}"
+            f"{' ...' if len(without) > 5 else ''}; name a folder or shards in `faces`, "
+            "and in shards put each person's pictures in a folder <id>/"
+        )
+
+
+class _OpenFile:
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        if "descriptor" in self.__dict__:  # not where it could not be opened
+            os.close(self.descriptor)
+
+
+@lru_cache(maxsize=MAX_OPEN_FILES)
+def _opened(path: str) -> _OpenFile:
+    return _OpenFile(path)

@@ -1,31 +1,50 @@
-"""The people asked for: names, aliases, faces, and the pseudonym that stands for each outside."""
+"""The people asked for: names, aliases, faces, and the pseudonym that stands for each outside.
+
+A roster is a CSV file with a header, or JSON lines, in UTF-8. `name` is required. `aliases` are
+separated by `;` in CSV and a list in JSON; `faces` is a folder of pictures or a pattern of shards,
+relative to the roster's folder; `id` names the person's folder in such shards.
+
+    name,aliases,faces,id
+    Joe Doe,J. Doe;Joey,"faces/{000..010}.tar",p00012
+"""
 
 from __future__ import annotations
 
 import csv
 import hmac
+import io
 import json
 import os
 import re
 import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 KEY_FILE = "pseudonyms.key"
 KEY_BYTES = 32
-MAX_NAME = 200  # characters
+MAX_CHARACTERS = 200  # of a name, an alias, an id
+MAX_PROBLEMS = 20  # told at once
 COLUMNS = ("name", "aliases", "faces", "id")
-# Apostrophes, hyphens, dots and the like separate or vanish by typist: they count as spaces.
-_PUNCTUATION = re.compile(r"[\s'’‘`´.,;:_\-‐‑‒–—\"“”()\[\]/]+")
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
-_ASCII_FOLD = str.maketrans({c: " " for c in "'`.,;:_-\"()[]/\t\n\r"})
+_OPTIONAL = "`aliases`, `faces`, `id`"
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: controls, surrogates, line breaks
+# Letters that Unicode does not take apart, though their bearers are often written without.
+_STROKED = dict(zip("øłđðþæœıħŧ", ("o", "l", "d", "d", "th", "ae", "oe", "i", "h", "t")))
+_APOSTROPHES = "ʹʺʻʼʽʾʿˈˊˋ"  # those that Unicode counts as letters
+_LETTERS_OWN = (0, 8, 9)  # combining classes: none, kana voicing, virama
+# Thai, Lao, Burmese, Khmer, kana, Han, Hangul.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Identity:
-    """Someone in a roster. Its repr is the pseudonym alone: names do not leak through tracebacks."""
+    """Someone in a roster. Its repr is the pseudonym alone: a traceback tells no name."""
 
     id: str = field(repr=False)
     name: str = field(repr=False)
@@ -34,177 +53,272 @@ class Identity:
     pseudonym: str
 
 
-def fold(text: str) -> str:
-    """Lower case without accents or punctuation, single spaces: how names are compared."""
-    if text.isascii():
-        return " ".join(text.lower().translate(_ASCII_FOLD).split())
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return " ".join(_PUNCTUATION.sub(" ", plain).casefold().split())
-
-
 def read_roster(path: str | Path) -> list[Identity]:
-    """CSV with a header, or JSON lines (`.jsonl`): name, and if known aliases, faces, id.
+    """Everyone in it, in its order. A person without `id` has the pseudonym for one.
 
-    Aliases are separated by `;` in CSV and a list in JSON; faces are relative to the roster.
-    Raises ValueError naming lines, never people; FileNotFoundError.
+    Raises FileNotFoundError, and ValueError naming lines, never people.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"roster {path} is not there")
-    rows = _read_json_lines(path) if path.suffix in (".jsonl", ".ndjson") else _read_csv(path)
-    key = _key_beside(path)
-    people, lines, problems = [], [], []
-    for line, row in rows:
-        problem = _problem_of(row)
-        if problem:
+    rows: list[_Row] = []
+    problems: list[str] = []
+    named: dict[str, int] = {}  # folded name or alias -> its line
+    ids: dict[str, int] = {}
+    for line, raw in _raw_rows(path):
+        try:
+            row = _checked(raw)
+        except ValueError as problem:
             problems.append(f"line {line}: {problem}")
             continue
-        people.append(_identity(row, key, path.parent))
-        lines.append(line)
-    problems += _duplicates(people, lines)
+        rows.append(row)
+        if row.id and (first := ids.setdefault(row.id, line)) != line:
+            problems.append(f"lines {first} and {line} have the same id; give each their own")
+        for name in row.folded:
+            if (first := named.setdefault(name, line)) != line:
+                problems.append(
+                    f"lines {first} and {line} have the same name or alias, accents, case and "
+                    "punctuation aside; keep one of them"
+                )
     if problems:
-        more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"roster {path}:\n" + "\n".join(problems[:20]) + more)
-    if not people:
+        told = "\n".join(problems[:MAX_PROBLEMS])
+        more = len(problems) - MAX_PROBLEMS
+        raise ValueError(f"roster {path}:\n{told}" + (f"\nand {more} more" if more > 0 else ""))
+    if not rows:
         raise ValueError(f"roster {path} has no row; write one person per line")
-    return people
+    key = _key_beside(path)
+    places = {faces: _placed(faces, path.parent) for faces in {row.faces for row in rows}}
+    return [_identity(row, places[row.faces], key) for row in rows]
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict | str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        _check_columns(path, rows.fieldnames or [])
-        for row in rows:
-            if None in row or None in row.values():
-                yield rows.line_num, "not as many values as the header has columns"
-                continue
-            aliases = [part.strip() for part in row.get("aliases", "").split(";") if part.strip()]
-            yield rows.line_num, row | {"aliases": aliases}
+class _Row(NamedTuple):
+    name: str
+    aliases: tuple[str, ...]
+    faces: str
+    id: str
+    folded: tuple[str, ...]  # name first, each once
 
 
-def _check_columns(path: Path, found: Iterable[str]) -> None:
-    unknown = [name for name in found if name not in COLUMNS]
-    if unknown or "name" not in found:
-        problem = f"unknown column {unknown[0]!r}" if unknown else "no column `name`"
-        raise ValueError(f"roster {path} line 1: {problem}; possible: {', '.join(COLUMNS)}")
+def _raw_rows(path: Path) -> Iterator[tuple[int, dict | str]]:
+    """(line number, fields) of each row, or what is wrong with it in the place of its fields."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"roster {path} is neither .csv nor .jsonl; rename or convert it")
+    if not path.is_file():
+        raise FileNotFoundError(f"roster {path} is not there")
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"roster {path} line {line} is not UTF-8; save it as UTF-8") from None
+    return _json_rows(text) if path.suffix == ".jsonl" else _csv_rows(path, text)
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[int, dict | str]]:
-    with open(path, encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError:
-                yield line, "not JSON"
-                continue
-            if not isinstance(row, dict):
-                yield line, 'not an object; write {"name": ...}'
-            elif unknown := [name for name in row if name not in COLUMNS]:
-                yield line, f"unknown field {unknown[0]!r}; possible: {', '.join(COLUMNS)}"
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict | str]]:
+    # strict: an unclosed quote would swallow the rows after it.
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for values in rows:
+            if not values:
+                pass  # an empty line
+            elif header is None:
+                header = _checked_header(path, line, values)
+            elif len(values) != len(header):
+                yield (
+                    line,
+                    (
+                        f"{len(values)} values for {len(header)} columns; "
+                        "put double quotes around a value that has a comma"
+                    ),
+                )
             else:
+                row: dict = dict(zip(header, values))
+                if aliases := row.get("aliases"):
+                    row["aliases"] = [alias for alias in aliases.split(";") if alias.strip()]
                 yield line, row
+            line = rows.line_num + 1  # of the next row's first line
+    except csv.Error:
+        yield line, 'a double quote is never closed, or text follows it; write "" for one inside'
 
 
-def _problem_of(row: dict | str) -> str | None:
-    """Never quotes a name."""
-    if isinstance(row, str):
-        return row
-    aliases = row.get("aliases") or []
+def _checked_header(path: Path, line: int, values: list[str]) -> list[str]:
+    header = [value.strip().lower() for value in values]
+    wanted = f"roster {path} line {line} must be a header: `name`, if known {_OPTIONAL}"
+    for i, column in enumerate(header, start=1):
+        if column not in COLUMNS:  # not quoted: where the header is missing this is a name
+            raise ValueError(f"{wanted}, separated by commas; column {i} is none of these")
+        if column in header[: i - 1]:
+            raise ValueError(f"{wanted}; `{column}` stands there twice")
+    if "name" not in header:
+        raise ValueError(f"{wanted}; `name` is missing")
+    return header
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, dict | str]]:
+    for line, one in enumerate(text.split("\n"), start=1):  # a string may hold other line ends
+        if not one.strip():
+            continue
+        try:
+            row = json.loads(one)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            yield line, 'not a JSON object; write {"name": "..."}'
+        elif not row.keys() <= set(COLUMNS):
+            yield line, f"has a field that is none of `name`, {_OPTIONAL}"
+        else:
+            yield line, row
+
+
+def _checked(raw: dict | str) -> _Row:
+    """Raises ValueError with what is wrong; it never quotes a value."""
+    if isinstance(raw, str):
+        raise ValueError(raw)
+    name = _checked_text(raw.get("name") or "", "the name")
+    aliases = raw.get("aliases") or []
     if not isinstance(aliases, list):
-        return "aliases must be a list"
-    for value in (row.get("name"), *aliases):
-        if not isinstance(value, str) or not value.strip():
-            return "the name or an alias is empty; write it out"
-        if len(value) > MAX_NAME:
-            return f"the name or an alias is longer than {MAX_NAME} characters"
-        if any(unicodedata.category(c) == "Cc" for c in value):
-            return "the name or an alias has a control character"
-        if not fold(value):
-            return "the name or an alias has no letter"
-    return None
+        raise ValueError("the aliases are not a list")
+    aliases = tuple(_checked_text(alias, "an alias") for alias in aliases)
+    faces = raw.get("faces") or ""
+    if not isinstance(faces, str):
+        raise ValueError("the faces are not text; name a folder or a pattern of shards")
+    own_id = raw.get("id")
+    if type(own_id) is int:  # a bool is none
+        own_id = str(own_id)
+    own_id = _checked_text(own_id, "the id") if own_id not in ("", None) else ""
+    folded = tuple(dict.fromkeys([fold(one) for one in (name, *aliases)]))
+    if not all(folded):
+        raise ValueError("the name or an alias has no letter or digit")
+    return _Row(name, aliases, faces.strip(), own_id, folded)
 
 
-def _identity(row: dict, key: bytes, folder: Path) -> Identity:
-    name = " ".join(row["name"].split())
-    pseudonym = hmac.digest(key, fold(name).encode(), "sha256").hex()[:16]
-    faces = str(row.get("faces") or "").strip()
-    return Identity(
-        id=str(row.get("id") or "").strip() or pseudonym,
-        name=name,
-        aliases=tuple(" ".join(alias.split()) for alias in row.get("aliases") or []),
-        faces=os.path.join(folder, faces) if faces else None,
-        pseudonym=pseudonym,
-    )
+def _checked_text(value: object, what: str) -> str:
+    """The value with single spaces."""
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is not text")
+    # isprintable is quick, but refuses the joiners and marks of direction that some names need.
+    if not value.isprintable() and any(unicodedata.category(c) in _CONTROLS for c in value):
+        raise ValueError(f"{what} has a control character or a line break; remove it")
+    text = " ".join(value.split())
+    if not text:
+        raise ValueError(f"{what} is empty; write it or remove the row")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{what} is longer than {MAX_CHARACTERS} characters; shorten it")
+    return text
 
 
-def _duplicates(people: list[Identity], lines: list[int]) -> list[str]:
-    problems = []
-    names: dict[str, int] = {}
-    ids: dict[str, int] = {}
-    for person, line in zip(people, lines):
-        if ids.setdefault(person.id, line) != line:
-            problems.append(f"lines {ids[person.id]} and {line}: the same id")
-        for name in {fold(one) for one in (person.name, *person.aliases)}:
-            if names.setdefault(name, line) != line:
-                problems.append(f"lines {names[name]} and {line}: the same name or alias, folded")
-    return problems
+def _placed(faces: str, folder: Path) -> str | None:
+    if not faces or "://" in faces or faces.startswith("pipe:"):
+        return faces or None
+    return os.path.join(folder, faces)
+
+
+def _identity(row: _Row, faces: str | None, key: bytes) -> Identity:
+    pseudonym = hmac.digest(key, row.folded[0].encode(), "sha256")[:8].hex()
+    return Identity(row.id or pseudonym, row.name, row.aliases, faces, pseudonym)
 
 
 def _key_beside(roster: Path) -> bytes:
     """The key of the pseudonyms, made if missing; processes that start together agree on one."""
     path = roster.parent / KEY_FILE
     if not path.exists():
-        aside = path.with_name(f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+        aside = path.with_name(f".{KEY_FILE}.{secrets.token_hex(8)}")
         try:
             with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(KEY_BYTES))
-            try:
+            # A link appears whole or not at all, and where another was first, theirs is the key.
+            with suppress(FileExistsError):
                 os.link(aside, path)
-            except FileExistsError:
-                pass  # another process was first: its key is the one
-            finally:
-                aside.unlink()
         except OSError as error:
             raise ValueError(
-                f"no {KEY_FILE} beside {roster} and none can be made ({error.strerror}); "
-                "copy the roster to a folder of your own"
+                f"no {KEY_FILE} beside roster {roster} and none can be made ({error.strerror}); "
+                f"copy the roster to a folder of your own, or make the key: "
+                f"head -c {KEY_BYTES} /dev/urandom > {path}"
             ) from None
+        finally:
+            with suppress(OSError):  # also where nothing can be written, so nothing was
+                aside.unlink()
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
-        raise ValueError(f"{path} has {len(key)} bytes, not {KEY_BYTES}; remove it to have one made")
+        raise ValueError(
+            f"{path} has {len(key)} bytes, not {KEY_BYTES}; restore it, or remove it for a new one "
+            "to be made, with which every pseudonym changes"
+        )
     return key
 
 
+def fold(text: str) -> str:
+    """How names are compared: without case, accents, punctuation; words by single spaces.
+
+    "José-María  O’Neil" gives "jose maria o neil". Compatibility forms are resolved (NFKD), points
+    and invisible characters dropped; a pictograph is a word. Letters of all scripts stay, and
+    marks that make another letter: kana voicing, the vowels of Indic scripts. Idempotent.
+    """
+    return " ".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    words = text.translate(_FOLDED)
+    if not words.isascii():
+        words = unicodedata.normalize("NFC", words)  # the marks that stayed go in order
+    return words.split()
+
+
+class _FoldedCharacters(dict):
+    """What becomes of a character, for str.translate; worked out when first met."""
+
+    def __missing__(self, code: int) -> str:
+        plain = chr(code)
+        # A pictograph stays one: the letters of a trademark sign would glue to the name.
+        form = "NFD" if unicodedata.category(plain) == "So" else "NFKD"
+        plain = unicodedata.normalize(form, unicodedata.normalize(form, plain).casefold())
+        self[code] = folded = "".join(map(_folded, plain))
+        return folded
+
+
+def _folded(character: str) -> str:
+    if character in _STROKED:
+        return _STROKED[character]
+    category = unicodedata.category(character)
+    if category == "So":
+        return f" {character} "
+    if category[0] in "PSZ" or category in _CONTROLS or character in _APOSTROPHES:
+        return " "
+    if category in ("Cf", "Me") or unicodedata.combining(character) not in _LETTERS_OWN:
+        return ""
+    return "" if unicodedata.name(character, "").startswith("VARIATION SELECTOR") else character
+
+
 class NameIndex:
-    """Whether a caption names any of many people, as whole words after folding."""
+    """Whether a caption names any of many people: as whole words, folded.
+
+    In scripts written without spaces a character is a word, and in Korean, where particles
+    follow a name without a space.
+    """
 
     def __init__(self, names: Iterable[str]):
-        self._by_first: dict[str, list[str]] = {}
-        self._unspaced: list[str] = []
-        for name in dict.fromkeys(map(fold, names)):
-            if _UNSPACED.search(name):
-                self._unspaced.append(name)
-            elif name:
-                # Padded, so that whole words are compared.
-                self._by_first.setdefault(name.split(" ", 1)[0], []).append(f" {name} ")
-        self._firsts = self._by_first.keys()
+        self._phrases = {tuple(_words_apart(name)) for name in names} - {()}
+        lengths: dict[str, set[int]] = {}
+        for phrase in self._phrases:
+            lengths.setdefault(phrase[0], set()).add(len(phrase))
+        self._lengths = {first: tuple(sorted(each)) for first, each in lengths.items()}
 
     def names_anyone(self, caption: str) -> bool:
-        folded = fold(caption)
-        words = folded.split(" ")
-        found = self._firsts & set(words)
-        if found:
-            padded = f" {folded} "
-            if any(name in padded for first in found for name in self._by_first[first]):
-                return True
-        return any(name in folded for name in self._unspaced)
+        words = _words_apart(caption)
+        if self._lengths.keys().isdisjoint(words):  # most captions end here
+            return False
+        return any(
+            tuple(words[i : i + length]) in self._phrases
+            for i, first in enumerate(words)
+            for length in self._lengths.get(first, ())
+        )
 
-    def __getstate__(self) -> dict:
-        return {"_by_first": self._by_first, "_unspaced": self._unspaced}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._firsts = self._by_first.keys()
+def _words_apart(text: str) -> list[str]:
+    words = _words(text)
+    if text.isascii():
+        return words
+    return _UNSPACED.sub(r" \g<0> ", " ".join(words)).split()
+
+
+_FOLDED = _FoldedCharacters()
