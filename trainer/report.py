@@ -1,0 +1,455 @@
+"""What was forgotten and what was kept, by these attacks: a table and a self-contained page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+Measures = Mapping[str, Any]
+Points = list[tuple[float, float]]  # (step, value)
+
+TABLE_COLUMNS = 88
+CONFIG_CHARACTERS = 60_000  # of a longer one the page shows the beginning
+MOST_POINTS = 150  # of one line; more would not be seen
+LOW, SAME, NONE = "low", "as before", ""
+GROUPS = {  # name in the results: what it is called here, what the run wants of it
+    "forget": ("People to forget", LOW),
+    "replayed": ("People to keep, replayed in training", SAME),
+    "unseen": ("People to keep, unseen in training", SAME),
+    "unknown": ("People it never learnt", LOW),
+}
+LIMITS = (
+    "Measured by these attacks alone: another attack may still find someone. "
+    "Low figures are evidence, not a guarantee."
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of people under attack; `path` leads to its measures."""
+
+    path: str
+    title: str
+    wanted: str
+    majority: int | None  # the prompts of the `tpr_11` among its measures
+    num_prompts: int | None
+
+    def prompts(self, count: int) -> str:
+        return f"{count} of {self.num_prompts} prompts" if self.num_prompts else f"{count} prompts"
+
+
+class Row(NamedTuple):
+    label: str
+    before: float | None  # a share, None where it was not measured
+    after: float | None
+    wanted: str
+
+
+class Section(NamedTuple):
+    title: str
+    rows: list[Row]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` from the results, metrics and configuration in a run's folder."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    config = (folder / "config.yaml").read_text(encoding="utf-8")
+    before, after = results["before"], results["after"]
+    metrics = folder / "metrics.jsonl"  # an evaluation without training writes none
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    found, losses = _over_steps([json.loads(line) for line in lines], before.keys() | after.keys())
+    groups = attacked(before | after)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        name=folder.resolve().name,
+        verdict=verdict(results),
+        kept=_kept(results, groups),
+        limits=LIMITS,
+        sections=sections(results),
+        share=share,
+        histograms=_histograms(before, after, groups),
+        dumbbells=_dumbbells(before, after, groups),
+        found=_found_charts(found, groups),
+        losses=[_chart(title, lines, "{:g}".format) for title, lines in losses.items()],
+        seconds=results["seconds"],
+        duration=duration,
+        count_people=count_people,
+        steps=results["steps"],
+        identities=results["identities"],
+        skipped=sorted(results["skipped"].items(), key=lambda item: -item[1]),
+        config=config[:CONFIG_CHARACTERS],
+        is_cut=len(config) > CONFIG_CHARACTERS,
+        again=_commands(folder, results["steps"]),
+    )
+    aside = folder / ".report.html.tmp"
+    aside.write_text(page, encoding="utf-8")
+    return aside.replace(folder / "report.html")
+
+
+def summary(results: Measures) -> str:
+    """The table before/after for a terminal, at most 90 columns wide."""
+    width = TABLE_COLUMNS - 32
+    rule = "─" * TABLE_COLUMNS
+    lines = [f"{'':{width}}{'before':>9}   {'after':>7}   wanted", rule]
+    for section in sections(results):
+        lines.append(_fit(section.title, TABLE_COLUMNS))
+        for label, before, after, wanted in section.rows:
+            shares = f"{share(before):>9} → {share(after):>7}"
+            lines.append(f"{_fit(f'  {label}', width):{width}}{shares}   {wanted}".rstrip())
+    seconds = results["seconds"]
+    took = f"{results['steps']:,} steps in {duration(seconds['total'])}"
+    if "train" in seconds:
+        took += f", {duration(seconds['train'])} of it training"
+    if num_skipped := sum(results["skipped"].values()):
+        took += f"; {num_skipped:,} samples skipped"
+    return "\n".join([*lines, rule, *_wrap(verdict(results)), *_wrap(LIMITS), f"{took}."])
+
+
+def verdict(results: Measures) -> str:
+    before, after = results["before"], results["after"]
+    asked = results["identities"]
+    groups = [group for group in attacked(before | after) if _name(group.path) == "forget"]
+    if not groups:
+        if not asked:
+            return "Nobody was asked to be forgotten, and no attack on people to forget was run."
+        return (
+            f"{count_people(asked)} asked to be forgotten, and no attack was configured: "
+            "nothing here says whether the model still knows them."
+        )
+    path = groups[0].path
+    num_attacked = after.get(f"{path}/people", before.get(f"{path}/people"))
+    found = [_people(measures, path) for measures in (before, after)]
+    sentence = (
+        f"Of {count_people(num_attacked)} asked to be forgotten, the identity inference attack "
+        f"found {found[0]} before and {found[1]} after."
+    )
+    if num_attacked and asked > num_attacked:
+        sentence += f" {asked:,} were asked for; only those with enough pictures can be attacked."
+    return sentence
+
+
+def sections(results: Measures) -> list[Section]:
+    """What the table shows, in its order; what was not measured is left out."""
+    before, after = results["before"], results["after"]
+    found = []
+    for group in attacked(before | after):
+        is_stranger = _name(group.path) == "unknown"
+        found_by = "found by mistake, by" if is_stranger else "found by the attack, by"
+        measures = [("tpr", f"{found_by} {group.prompts(1)} or more")]
+        if group.majority:
+            most = f"found by {group.prompts(group.majority)} or more"
+            measures.append((f"tpr_{group.majority}", most))
+        measures += [
+            ("held_out/tpr", "found by a prompt that training never used"),
+            ("picture_accuracy", "pictures named right, among all names"),
+            ("closed_set", "pictures named right, among the known names only"),
+        ]
+        rows = [
+            Row(label, before.get(name), after.get(name), group.wanted)
+            for name, label in ((f"{group.path}/{one}", label) for one, label in measures)
+            if name in before or name in after
+        ]
+        people = after.get(f"{group.path}/people", before.get(f"{group.path}/people"))
+        title = f"{group.title} ({people:,.0f})" if people else group.title
+        found.append(Section(title, rows))
+    if tasks := _tasks(before, after):
+        found.append(Section("Ordinary tasks, pictures classified right", tasks))
+    return found
+
+
+def attacked(measures: Measures) -> list[Group]:
+    """The groups of people that the measures tell of: to forget, to keep, never learnt, others."""
+    groups = []
+    for name in measures:
+        matched = re.fullmatch(r"(identity_inference/.+)/tpr", name)
+        if not matched or _name(matched[1]) == "held_out":
+            continue
+        path = matched[1]
+        _, *between, last = path.split("/")
+        title, wanted = GROUPS.get(last, (f"People of group {last}", NONE))
+        won = measures.get(f"{path}/prompts_won")
+        most = re.compile(re.escape(path) + r"/tpr_(\d+)")
+        majority = next((int(hit[1]) for one in measures if (hit := most.fullmatch(one))), None)
+        title = " ".join([title, *(f"({part})" for part in between)])
+        groups.append(Group(path, title, wanted, majority, len(won) - 1 if won else None))
+    order = [*GROUPS, NONE]
+    return sorted(
+        groups,
+        key=lambda group: (
+            group.path.count("/"),
+            order.index(_name(group.path) if _name(group.path) in GROUPS else NONE),
+        ),
+    )
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def count_people(number: float | None) -> str:
+    if number is None:
+        return "the people"
+    return "1 person" if number == 1 else f"{number:,.0f} people"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _tasks(before: Measures, after: Measures) -> list[Row]:
+    return [
+        Row(matched[1] or "zero_shot", before.get(name), after.get(name), SAME)
+        for name in before | after
+        if (matched := re.fullmatch(r"zero_shot/(?:(.+)/)?accuracy", name))
+    ]
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _people(measures: Measures, path: str, at_least: int = 1) -> str:
+    """How many people are found by that many prompts, for a sentence."""
+    if won := measures.get(f"{path}/prompts_won"):
+        return f"{sum(won[at_least:]):,.0f}"
+    known = measures.get(f"{path}/tpr" if at_least == 1 else f"{path}/tpr_{at_least}")
+    return "(not measured)" if known is None else share(known)
+
+
+def _kept(results: Measures, groups: Iterable[Group]) -> str:
+    """The honest test first: people that training never showed."""
+    kept = {_name(group.path): group for group in groups if group.majority}
+    for name, who in (("unseen", "that training never showed"), ("replayed", "")):
+        if name in kept:
+            group, most = kept[name], kept[name].majority or 1
+            found = [_people(results[of], group.path, most) for of in ("before", "after")]
+            people = count_people(results["after"].get(f"{group.path}/people"))
+            return (
+                f"Of {people} to keep {who}".strip()
+                + f", it found {found[0]} before and {found[1]} after, "
+                f"each by {group.prompts(most)} or more."
+            )
+    return ""
+
+
+def _fit(text: str, columns: int) -> str:
+    return text if len(text) <= columns else f"{text[: columns - 1]}…"
+
+
+def _wrap(text: str) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) >= TABLE_COLUMNS:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _commands(folder: Path, steps: int) -> list[str]:
+    # Copied first: a new run under the same name sets the old folder aside.
+    copy = f"cp {shlex.quote(str(folder / 'config.yaml'))} again.yaml"
+    if not steps:
+        return [copy, "clip-unlearn evaluate again.yaml --checkpoint FILE"]
+    return [copy, "clip-unlearn train again.yaml output=runs/again"]
+
+
+def _over_steps(
+    rows: Iterable[Measures], measured: Iterable[str]
+) -> tuple[dict[str, Points], dict[str, dict[str, Points]]]:
+    """Evaluations by name; losses by objective, then term. Both share one file, row by row."""
+    measured = set(measured)
+    found: dict[str, Points] = defaultdict(list)
+    losses: dict[str, dict[str, Points]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for name, value in row.items():
+            if name in ("step", "seconds") or isinstance(value, list) or not math.isfinite(value):
+                continue
+            if name in measured:
+                found[name].append((row["step"], value))
+            else:
+                objective, _, term = name.partition("/")
+                losses[objective][term or objective].append((row["step"], value))
+    return found, losses
+
+
+# The pictures. Every one is 340 wide, so that its letters keep their size on a phone; a class
+# says what a mark is, and the style sheet of the page gives it a colour, light or dark.
+
+
+class Figure(NamedTuple):
+    title: str
+    svg: Markup
+    legend: list[str] = []  # names of the lines, in the order of their classes
+
+
+def _svg(height: float, title: str, parts: Iterable[Markup]) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 340 {:g}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
+    ).format(height, title, title, Markup("").join(parts))
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
+        x, y, anchor, css, text
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
+        x1, y1, x2, y2, css
+    )
+
+
+def _histograms(before: Measures, after: Measures, groups: Iterable[Group]) -> list[Figure]:
+    figures = []
+    for group in groups:
+        pair = [of.get(f"{group.path}/prompts_won") for of in (before, after)]
+        if all(pair) and len(pair[0]) == len(pair[1]):
+            figures.append(Figure(group.title, _histogram_pair(group.title, *pair)))
+    return figures
+
+
+def _histogram_pair(title: str, before: Sequence[float], after: Sequence[float]) -> Markup:
+    """People by the number of prompts that name them, before above after, on one scale."""
+    most, slot, strip = max(*before, *after, 1), 332 / len(before), 64
+    parts, told = [], []
+    for moment, counts, base in (("before", before, 102), ("after", after, 208)):
+        parts.append(_text(4, base - strip - 24, moment, css=f"strong {moment}-text"))
+        parts.append(_line(4, base, 336, base, "axis"))
+        for i, count in enumerate(counts):
+            if not count:
+                continue
+            x, height = 4 + i * slot, max(1.5, strip * count / most)
+            parts.append(
+                Markup(
+                    '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}"/>'
+                ).format(x + slot * 0.1, base - height, slot * 0.8, height, moment)
+            )
+            if i == 0 or count == max(counts):
+                parts.append(_text(x + slot / 2, base - height - 4, f"{count:g}", "middle"))
+        told.append(f"{moment}, {counts[0]:g} of {sum(counts):g} people found by no prompt")
+    last = len(before) - 1
+    for prompts in sorted({0, last // 2, last}):
+        parts.append(_text(4 + (prompts + 0.5) * slot, 224, str(prompts), "middle", "muted"))
+    parts.append(_text(170, 240, "prompts that name the person; 0 is not found", "middle", "muted"))
+    return _svg(246, f"{title}: prompts won by each person; {'; '.join(told)}", parts)
+
+
+def _dumbbells(before: Measures, after: Measures, groups: Sequence[Group]) -> list[Figure]:
+    def figure(title: str, rows: list[Row]) -> list[Figure]:
+        rows = [row for row in rows if row.before is not None and row.after is not None]
+        return [Figure(title, _dumbbell(title, rows))] if rows else []
+
+    def of(measure: str, some: Iterable[Group]) -> list[Row]:
+        names = [(group.title, f"{group.path}/{measure}") for group in some]
+        return [Row(title, before.get(name), after.get(name), NONE) for title, name in names]
+
+    figures = []
+    for majority in sorted({group.majority for group in groups if group.majority}):
+        some = [group for group in groups if group.majority == majority]
+        figures += figure(
+            f"Found by {some[0].prompts(majority)} or more", of(f"tpr_{majority}", some)
+        )
+    figures += figure("Found by 1 prompt or more", of("tpr", groups))
+    return figures + figure("Ordinary tasks, pictures classified right", _tasks(before, after))
+
+
+def _dumbbell(title: str, rows: Sequence[Row]) -> Markup:
+    """Each row from its share before (a ring) to its share after (a disc), 0 to 100 %."""
+    left, right, parts, told = 12, 192, [], []
+    for i, (label, before, after, _) in enumerate(rows):
+        y = 34 + 46 * i
+        xs = [left + value * (right - left) for value in (before, after)]
+        parts += [
+            _text(4, y - 16, label),
+            _line(left, y, right, y, "grid"),
+            *(_line(x, y - 4, x, y + 4, "grid") for x in (left, (left + right) / 2, right)),
+            _line(xs[0], y, xs[1], y, "span"),
+            Markup('<circle cx="{:.1f}" cy="{}" r="7" class="ring"/>').format(xs[0], y),
+            Markup('<circle cx="{:.1f}" cy="{}" r="4" class="after"/>').format(xs[1], y),
+            _text(336, y + 4, f"{share(before)} → {share(after)}", "end", "strong"),
+        ]
+        told.append(f"{label} {share(before)} before, {share(after)} after")
+    y = 34 + 46 * len(rows) - 20
+    for x, tick, anchor in ((4, "0 %", "start"), ((left + right) / 2, "50 %", "middle")):
+        parts.append(_text(x, y, tick, anchor, "muted"))
+    parts.append(_text(right, y, "100 %", "middle", "muted"))
+    return _svg(y + 8, f"{title}: {'; '.join(told)}", parts)
+
+
+def _found_charts(found: Mapping[str, Points], groups: Sequence[Group]) -> list[Figure]:
+    """Forgotten and kept over the steps; only where something was measured on the way."""
+    figures = []
+    measures = {f"tpr_{group.majority}": group.majority for group in groups if group.majority}
+    for measure, at_least in {"tpr": 1, **measures}.items():
+        lines = {
+            group.title: found[f"{group.path}/{measure}"]
+            for group in groups
+            if len(found.get(f"{group.path}/{measure}", ())) > 2
+        }
+        if lines:
+            title = f"Found by {groups[0].prompts(at_least)} or more"
+            figures.append(_chart(title, lines, lambda tick: f"{100 * tick:g} %", top=1.0))
+    return figures
+
+
+def _chart(title: str, lines: Mapping[str, Points], label: Callable, top: float = 0.0) -> Figure:
+    """Lines over steps, from zero or the lowest value up; label: writes a tick of the y axis."""
+    values = [value for points in lines.values() for _, value in points]
+    ticks = _ticks(min(0.0, *values), max(top, *values))
+    last = max(step for points in lines.values() for step, _ in points)
+    low, high = ticks[0], ticks[-1]
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        return 46 + 282 * step / max(last, 1), 168 - 154 * (value - low) / (high - low)
+
+    parts = []
+    for tick in ticks:
+        _, y = place(0, tick)
+        parts += [_line(46, y, 328, y, "grid"), _text(40, y + 4, label(tick), "end", "muted")]
+    for step in (0, last):
+        parts.append(
+            _text(place(step, 0)[0], 186, f"{step:,}", "middle" if step == 0 else "end", "muted")
+        )
+    parts.append(_text(187, 186, "steps", "middle", "muted"))
+    for i, points in enumerate(lines.values()):
+        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in _thinned(points))
+        parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i % 6))
+    told = "; ".join(f"{name} from {p[0][1]:.3g} to {p[-1][1]:.3g}" for name, p in lines.items())
+    return Figure(title, _svg(194, f"{title}, over {last:,} steps: {told}", parts), list(lines))
+
+
+def _thinned(points: Points) -> Points:
+    """At most `MOST_POINTS`, each the mean of as many neighbours."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(s for s, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers that enclose both."""
+    span = (high - low) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= span / 4.001)
+    first, last = math.floor(low / step), math.ceil((low + span) / step - 1e-9)
+    return [float(f"{i * step:.6g}") for i in range(first, last + 1)]
