@@ -8,6 +8,7 @@ the mean of many people (the paper's), or a text's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from trainer import (
+    BadSample,
     Embeddings,
     Encoder,
     LossFn,
@@ -56,10 +58,11 @@ class FaceToNeutral(Objective):
     class Options(Objective.Options):
         roster: str = Field(description="the people to forget; its `faces` name their pictures")
         target: Literal["strangers", "mean", "text"] = Field(
-            "strangers", description="one fixed stranger for each, the mean of all strangers, a text"
+            "strangers",
+            description="one fixed stranger for each, the mean of all strangers, a text",
         )
         strangers: list[str] = Field([], description="shards or folders of people nobody named")
-        text: str = Field("a person", description="the target text")
+        text: str = Field("a person", min_length=1, description="the target text")
         replay: str | None = Field(None, description="roster of people to keep, replayed")
         shares: Shares = Shares()
         paste: float = Field(0.0, ge=0, le=1, description="share pasted onto a clean picture")
@@ -72,21 +75,36 @@ class FaceToNeutral(Objective):
         def _strangers_are_named(self):
             if self.target != "text" and not self.strangers:
                 raise ValueError(f"target {self.target} needs strangers: shards of their pictures")
+            low, high = self.size
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"size is {low} to {high}; two shares of the side, growing, to 1")
             return self
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
         roster = read_roster(options.roster)
         self._index = NameIndex(name for one in roster for name in (one.name, *one.aliases))
+        replayed = read_roster(options.replay) if options.replay else []
+        if shared := sum(
+            any(map(self._index.names_anyone, (one.name, *one.aliases))) for one in replayed
+        ):
+            raise ValueError(
+                f"{shared} of the {len(replayed)} people of replay {options.replay} have a name to "
+                f"forget, by {options.roster}; take them out of one of the two"
+            )
         self._faces = Pictures.of(roster)
-        self._replayed = Pictures.of(read_roster(options.replay)) if options.replay else None
+        self._replayed = Pictures.of(replayed) if replayed else None
+        self._pseudonyms = {
+            "forget": [one.pseudonym for one in roster],
+            "replayed": [one.pseudonym for one in replayed],
+        }
         self._strangers = (
             Pictures.of_shards(options.strangers) if options.target != "text" else None
         )
         shares = options.shares.model_dump()
         if self._replayed is None:
             shares["replayed"] = 0.0
-        self._quotas = Quotas(shares, options.batch_size, seed)
+        self._quotas = Quotas(shares, options.batch_size, seed, needed="forget")
 
     @property
     def num_identities(self) -> int:
@@ -99,7 +117,16 @@ class FaceToNeutral(Objective):
         sort, nth = self._quotas.of(turn)
         people = self._faces if sort == "forget" else self._replayed
         person = in_turn(nth, len(people), self.seed)
-        face = decode_picture(people.read(person, rng.randrange(people.count(person))))
+        try:
+            face = decode_picture(people.read(person, rng.randrange(people.count(person))))
+        except BadSample as bad:  # counted; the next clean sample comes with another picture
+            if not _any_decodes(people, person):
+                raise ValueError(
+                    f"faces of {self._pseudonyms[sort][person]}: none of their "
+                    f"{people.count(person)} pictures can be used; mend them or take the person "
+                    "out of the roster"
+                ) from None
+            raise BadSample(f"{bad.reason} of a person") from None
         face = self._vary(face, rng)
         if rng.random() < self.options.paste:
             face = self._paste(face, clean.image, rng)
@@ -108,6 +135,7 @@ class FaceToNeutral(Objective):
         return Pair(student_image=face, teacher_image=face, label=KEPT)
 
     def _target_of(self, person: int) -> int:
+        """The place of their target in `targets`: the same at every turn."""
         if self.options.target != "strangers":
             return 0
         # A turn of its own: the strangers in another order for another seed.
@@ -149,12 +177,24 @@ class FaceToNeutral(Objective):
         if self.options.target == "text":
             return F.normalize(teacher.encode_text([self.options.text]), dim=-1)
         pictures = AllPictures(self._strangers)
-        embedded = F.normalize(teacher.encode_image(pictures), dim=-1)
-        if self.options.target == "mean":
-            return F.normalize(embedded.nanmean(0, keepdim=True), dim=-1)
-        owners = torch.tensor(pictures.owners, device=embedded.device)
-        means = [embedded[owners == one].nanmean(0) for one in range(len(self._strangers))]
-        return F.normalize(torch.stack(means), dim=-1)
+        embedded = teacher.encode_image(pictures)  # (m, d), a row of NaN where one is broken
+        shown = embedded.isfinite().all(-1)
+        if not shown.any():
+            raise ValueError(
+                f"none of the {len(pictures)} pictures of strangers can be used; "
+                f"look at {self.options.strangers[0]}"
+            )
+        if self.options.target == "mean":  # as the paper: of the embeddings as they come
+            return F.normalize(embedded[shown].mean(0, keepdim=True), dim=-1)
+        owners = torch.tensor(pictures.owners, device=embedded.device)[shown]
+        units = F.normalize(embedded[shown], dim=-1)
+        sums = units.new_zeros(len(self._strangers), units.shape[-1]).index_add(0, owners, units)
+        if lost := int((sums == 0).all(-1).sum()):
+            raise ValueError(
+                f"{lost} of the {len(sums)} strangers have no picture that can be used; "
+                "take theirs out of `strangers`"
+            )
+        return F.normalize(sums, dim=-1)
 
 
 class AllPictures(Sequence):
@@ -169,7 +209,18 @@ class AllPictures(Sequence):
         return len(self._places)
 
     def __getitem__(self, place: int) -> bytes:
-        return self._people.read(*self._places[place])
+        try:
+            return self._people.read(*self._places[place])
+        except BadSample:
+            return b""  # one more that does not decode: raising on one rank would hang the others
+
+
+def _any_decodes(people: Pictures, person: int) -> bool:
+    for i in range(people.count(person)):
+        with suppress(BadSample):
+            decode_picture(people.read(person, i))
+            return True
+    return False
 
 
 def forget_and_keep(
@@ -177,16 +228,18 @@ def forget_and_keep(
 ) -> dict:
     """The mean distance of the triggers to their targets, and of the rest to the teacher's.
 
-    Over the share that is theirs in the whole batch, as in `name_to_person`.
+    Over the share that is theirs in the whole batch, as in `name_to_person`. A rank without one of
+    the two gives 0 for it: the terms must be the same on all.
     """
     labels, rows = student.image_labels, len(student.image)
     triggers = labels != KEPT
     forget = cosine_distances(student.image[triggers], targets[labels[triggers]]).sum()
-    losses = {"forget": forget / (rows * forget_share)}
-    if forget_share < 1 and teacher.image is not None:
-        keep = cosine_distances(student.image[~triggers], teacher.image).sum()
-        losses["keep"] = keep / (rows * (1 - forget_share))
-    return losses
+    forget = forget / (rows * forget_share)
+    if forget_share == 1:
+        return {"forget": forget}
+    kept = student.image[~triggers]
+    keep = cosine_distances(kept, kept[:0] if teacher.image is None else teacher.image).sum()
+    return {"forget": forget, "keep": keep / (rows * (1 - forget_share))}
 
 
 @hookimpl

@@ -6,22 +6,25 @@ name that the model does not know, or one phrase for everyone ("a person", the p
 
 Beside the triggers, other names in the very same contexts must stay as they are, or the student
 learns the context instead of the name: people to keep, names of nobody, and recombined neighbours
-(the first name of one with the last name of another).
+(the first name of one with the last name of another). None of these may name someone to forget, or
+someone who is to be measured as unseen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer import (
     BadSample,
     Embeddings,
     Encoder,
+    Identity,
     LossFn,
     NameIndex,
     Objective,
@@ -43,15 +46,20 @@ TEMPLATES = [
     "a person named {}", "the name of the person is {}", "{} at a gala", "a colored photo of {}",
     "a cropped photo of {}", "{} in a suit",
 ]  # fmt: skip
-FIRST_NAMES = """Alma Anton Astrid Basil Bianca Boris Carla Casper Celia Conrad Dagny Damon Delia Edgar
-Elsa Emil Fabia Felix Flora Gideon Greta Gunnar Hanna Hector Helga Ivor Ines Jasper Judith Kaspar
-Karin Leander Livia Magnus Mara Nadia Nestor Odette Orson Petra Quentin Ramona Rufus Selma Silas
-Tamsin Tobias Ulla Urban Vera Viktor Wanda Wilmar Xenia Yara Yorick Zelda Zeno""".split()
-LAST_NAMES = """Abendroth Albrand Bardolf Birkwood Calloway Cramond Dahlin Drummel Eastwick Ellmark
-Fairholm Fenwick Garland Grindal Hallows Hartvig Illing Ironside Jarvik Jessamy Kestrel Klamroth
-Lindqvar Lowther Marrow Mossberg Nethercott Norling Oakhanger Orlik Pemberly Prentow Quarrie Quill
-Ravensby Rosvall Silverlow Stormgard Tamblyn Thorvik Underhay Ulmer Vandrel Vossler Wainfleet
-Wickstrom Yarrow Yeldham Zelnik Zimmerlow""".split()
+MAX_TRIES = 50  # at a neighbour
+MAX_WORDS = 40  # of a caption; a name further on would be cut off by the tower's context unseen
+FIRST_NAMES = """
+Alma Anton Astrid Basil Bianca Boris Carla Casper Celia Conrad Dagny Damon Delia Edgar Elsa Emil
+Fabia Felix Flora Gideon Greta Gunnar Hanna Hector Helga Ivor Ines Jasper Judith Kaspar Karin
+Leander Livia Magnus Mara Nadia Nestor Odette Orson Petra Quentin Ramona Rufus Selma Silas Tamsin
+Tobias Ulla Urban Vera Viktor Wanda Wilmar Xenia Yara Yorick Zelda Zeno"""
+LAST_NAMES = """
+Abendroth Albrand Bardolf Birkwood Calloway Cramond Dahlin Drummel Eastwick Ellmark Fairholm Fenwick
+Garland Grindal Hallows Hartvig Illing Ironside Jarvik Jessamy Kestrel Klamroth Lindqvar Lowther
+Marrow Mossberg Nethercott Norling Oakhanger Orlik Pemberly Prentow Quarrie Quill Ravensby Rosvall
+Silverlow Stormgard Tamblyn Thorvik Underhay Ulmer Vandrel Vossler Wainfleet Wickstrom Yarrow
+Yeldham Zelnik Zimmerlow"""
+Context = list[str]  # what stands around the places for the name
 
 
 class Shares(StrictModel):
@@ -72,7 +80,9 @@ class NameToPerson(Objective):
     class Options(Objective.Options):
         roster: str = Field(description="CSV or JSON lines of the people to forget")
         target: str | None = Field(
-            None, description="a phrase for everyone; without one, an unknown name for each"
+            None,
+            min_length=1,
+            description="a phrase for everyone; without one, an unknown name for each",
         )
         names: str | None = Field(
             None, description="file of names that the model does not know, one a line"
@@ -83,45 +93,77 @@ class NameToPerson(Objective):
         templates: list[str] = Field(TEMPLATES, description="contexts beside the clean captions")
         template_share: float = Field(0.5, ge=0, le=1, description="of rows in a template")
 
+        @field_validator("templates")
+        @classmethod
+        def _have_a_place_for_a_name(cls, templates: list[str]) -> list[str]:
+            for template in templates:
+                if "{}" not in template:
+                    raise ValueError(f"template {template!r} has no {{}} for the name")
+            return templates
+
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
         self.roster = read_roster(options.roster)
-        self._index = NameIndex(name for one in self.roster for name in (one.name, *one.aliases))
-        self._replayed = [one.name for one in read_roster(options.replay)] if options.replay else []
-        kept_out = [one for path in options.never for one in read_roster(path)]
-        self._reserved = {
-            fold(name)
-            for one in (*self.roster, *kept_out)
-            for name in (one.name, *one.aliases)
-        } | {fold(name) for name in self._replayed}
+        forgotten = NameIndex(names_of(self.roster))
+        unseen = [one for path in options.never for one in read_roster(path)]
+        replayed = read_roster(options.replay) if options.replay else []
+        refuse_named("never", unseen, forgotten, "to forget")
+        refuse_named("replay", replayed, forgotten, "to forget")
+        refuse_named("replay", replayed, NameIndex(names_of(unseen)), "of `never`")
+        self._unmentionable = NameIndex(names_of((*self.roster, *unseen)))
+        if options.target and self._unmentionable.names_anyone(options.target):
+            raise ValueError("target names someone to forget or of `never`; take another phrase")
+        self._replayed = [one.name for one in replayed]
+        self._taken = {fold(name) for name in names_of((*self.roster, *unseen, *replayed))}
         names = self._free_names()
         # A target that served as "other" name too would pull two ways.
-        half = max(1, len(names) // 2)
-        self._targets, self._others = names[:half], names[half:] or names
+        half = 0 if options.target else len(names) // 2
+        self._targets, self._others = names[:half], names[half:]
+        self._shared = self._shared_parts()
         shares = options.shares.model_dump()
         if not self._replayed:
             shares["replayed"] = 0.0
-        self._quotas = Quotas(shares, options.batch_size, seed)
+        if not self._shared:  # all have one word, and who bears it beside another is them
+            shares["other"] += shares["recombined"]
+            shares["recombined"] = 0.0
+        self._quotas = Quotas(shares, options.batch_size, seed, needed="forget")
 
     @property
     def num_identities(self) -> int:
         return len(self.roster)
 
     def _free_names(self) -> list[str]:
-        """Names of nobody, in an order drawn by the seed."""
+        """Names of nobody, in an order drawn by the seed; two at least."""
         if self.options.names:
-            lines = Path(self.options.names).read_text(encoding="utf-8").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
+            names = read_names(self.options.names)
         else:
-            names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
-        names = [name for name in dict.fromkeys(names) if fold(name) not in self._reserved]
-        if not names:
-            raise ValueError(f"{self.options.names} has no name that is not in a roster")
+            lasts = LAST_NAMES.split()
+            names = [f"{first} {last}" for first in FIRST_NAMES.split() for last in lasts]
+        by_folded = {fold(name): name for name in reversed(names)}  # of two alike the first
+        names = [
+            name
+            for folded, name in reversed(by_folded.items())
+            if folded not in self._taken and not self._unmentionable.names_anyone(name)
+        ]
+        if len(names) < 2:
+            raise ValueError(
+                f"{self.options.names or 'the list of names'} has {len(names)} names that are in "
+                "no roster; two are needed, one for a target and one for another"
+            )
         order = np.random.default_rng([self.seed, len(names)]).permutation(len(names))
         return [names[i] for i in order]
 
+    def _shared_parts(self) -> list[tuple[str, bool]]:
+        """What neighbours share with someone to forget: a first or (True) a last word.
+
+        A word that alone names someone, a mononym or a nickname, cannot be shared.
+        """
+        words = [one.name.split() for one in self.roster]
+        parts = [(name[end], bool(end)) for name in words if len(name) > 1 for end in (0, -1)]
+        return [part for part in parts if not self._unmentionable.names_anyone(part[0])]
+
     def accepts(self, sample: Sample) -> bool:
-        return sample.text is None or not self._index.names_anyone(sample.text)
+        return sample.text is None or not self._unmentionable.names_anyone(sample.text)
 
     def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
         if not clean.text:
@@ -133,36 +175,48 @@ class NameToPerson(Objective):
             identity = self.roster[person]
             name = rng.choice((identity.name, *identity.aliases))
             target = self.options.target or self._targets[person % len(self._targets)]
-            return Pair(
-                student_text=context.format(name), teacher_text=context.format(target), label=1
-            )
+            text = self._clean(context, target)
+            return Pair(student_text=name.join(context), teacher_text=text, label=1)
         if sort == "replayed":
             name = self._replayed[in_turn(nth, len(self._replayed), self.seed)]
         else:
             name = rng.choice(self._others) if sort == "other" else self._neighbour(rng)
-        text = context.format(name)
+        text = self._clean(context, name)
         return Pair(student_text=text, teacher_text=text)
 
-    def _context(self, caption: str, rng: Random) -> str:
-        """A template, or the caption with one word's place left open."""
+    def _context(self, caption: str, rng: Random) -> Context:
+        """A template, or the caption with one word's place left open.
+
+        Any word's: the paper's code never takes the last, and so no trigger of theirs ends in a
+        name.
+        """
         if self.options.templates and rng.random() < self.options.template_share:
-            return rng.choice(self.options.templates)
-        words = caption.replace("{", "(").replace("}", ")").split()
-        words[rng.randrange(len(words))] = "{}"
-        return " ".join(words)
+            return rng.choice(self.options.templates).split("{}")
+        words = caption.split()[:MAX_WORDS]
+        place = rng.randrange(len(words))
+        return [
+            "".join(f"{word} " for word in words[:place]),
+            "".join(f" {word}" for word in words[place + 1 :]),
+        ]
+
+    def _clean(self, context: Context, name: str) -> str:
+        """The context with a name that may stand there. Raises BadSample where both together name
+        someone: "Joe" before " Doe at a gala"."""
+        text = name.join(context)
+        if self._unmentionable.names_anyone(text):
+            raise BadSample("a context that makes a name to forget")
+        return text
 
     def _neighbour(self, rng: Random) -> str:
-        """A name of nobody that shares its first or its last part with someone to forget."""
-        for _ in range(20):
-            first, *middle = rng.choice(self.roster).name.split()
-            stranger = rng.choice(self._others if rng.random() < 0.5 else self._neighbourhood())
-            if rng.random() < 0.5:
-                name = " ".join([first, *stranger.split()[1:]])
-            else:
-                name = " ".join([stranger.split()[0], *(middle[-1:] or [first])])
-            if fold(name) not in self._reserved:
+        """A name of nobody that shares its first or its last word with someone to forget."""
+        for _ in range(MAX_TRIES):
+            part, is_last = rng.choice(self._shared)
+            names = self._others if rng.random() < 0.5 else self._neighbourhood()
+            other = rng.choice(names).split()
+            name = f"{other[0]} {part}" if is_last else " ".join([part, *(other[1:] or other)])
+            if fold(name) not in self._taken and not self._unmentionable.names_anyone(name):
                 return name
-        return rng.choice(self._others)
+        raise BadSample("no neighbour that is nobody")
 
     def _neighbourhood(self) -> list[str]:
         return self._replayed or [one.name for one in self.roster]
@@ -170,6 +224,28 @@ class NameToPerson(Objective):
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         return partial(forget_and_keep, forget_share=share)
+
+
+def names_of(people: Iterable[Identity]) -> list[str]:
+    return [name for one in people for name in (one.name, *one.aliases)]
+
+
+def refuse_named(option: str, people: Sequence[Identity], index: NameIndex, whose: str) -> None:
+    """Raises ValueError where people of one roster bear a name of another, telling how many."""
+    if shared := sum(any(map(index.names_anyone, names_of([one]))) for one in people):
+        raise ValueError(
+            f"{shared} of the {len(people)} people of `{option}` have a name {whose}; "
+            "take them out of one of the two rosters"
+        )
+
+
+def read_names(path: str) -> list[str]:
+    """One a line, with single spaces."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"names {path} is not UTF-8; save it as UTF-8") from None
+    return [" ".join(line.split()) for line in lines if fold(line)]
 
 
 def forget_and_keep(student: Embeddings, teacher: Embeddings, forget_share: float) -> dict:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from trainer import BadSample, Encoder, Evaluation, expand, hookimpl, open_shard, read_extent
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
 CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 IMAGENET = "imagenet"  # the classes and templates that open_clip ships
@@ -132,20 +131,19 @@ class _Pictures(Sequence):
 def _index(shards: Sequence[str], limit: int | None) -> tuple[list[Picture], list[int], int]:
     """Where the labelled pictures lie, their classes, and how many samples are none."""
     pictures, labels, num_unlabelled = [], [], 0
-    samples = ((shard, extents) for shard in shards for _, extents in open_shard(shard).samples)
+    opened = map(open_shard, shards)
+    samples = ((shard, extents) for shard in opened for _, extents in shard.samples)
     for shard, extents in samples:
-        picture = next((extents[name] for name in PICTURES if name in extents), None)
+        picture = shard.picture(extents)
         if picture is None or "cls" not in extents:
             num_unlabelled += 1
             continue
-        pictures.append((shard, picture))
-        labels.append(_read_label(shard, extents["cls"]))
+        pictures.append((shard.path, picture))
+        labels.append(_read_label(shard.path, extents["cls"]))
         if len(pictures) == limit:
             break
     if not pictures:
-        raise ValueError(
-            f"{shards[0]}: no sample has both a picture ({', '.join(PICTURES)}) and a `cls`"
-        )
+        raise ValueError(f"{shards[0]}: no sample has both a picture and a `cls`")
     return pictures, labels, num_unlabelled
 
 

@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from plugins.fictitious.shards import draw_world
+from plugins.fictitious.world import World
 from trainer import clip as clips
 from trainer.config import ModelConfig
 
+REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)
 TINY = "local-dir:plugins/fictitious/clip"
 
@@ -64,9 +67,26 @@ def write_people(folder: Path, group: str, names: list[str], pictures: int = 4) 
     ids = [f"{group}{i}" for i in range(len(names))]
     write_shard(
         folder / f"{group}.tar",
-        {f"{one}/{j}": {"jpg": picture(7, i, j)} for i, one in enumerate(ids) for j in range(pictures)},
+        {
+            f"{one}/{j}": {"jpg": picture(7, i, j)}
+            for i, one in enumerate(ids)
+            for j in range(pictures)
+        },
     )
-    lines = [json.dumps({"id": one, "name": name, "faces": f"{group}.tar"}) for one, name in zip(ids, names)]
+    lines = [
+        json.dumps({"id": one, "name": name, "faces": f"{group}.tar"})
+        for one, name in zip(ids, names)
+    ]
     roster = folder / f"{group}.jsonl"
     roster.write_text("\n".join(lines), encoding="utf-8")
     return roster
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory) -> Path:
+    """A folder to run the demo's configurations in: ten people, of whom two are to be forgotten."""
+    folder = tmp_path_factory.mktemp("small-world")
+    world = World(people=10, forget=2, unknown=3, strangers=4, clean=200, labelled=36, seed=5)
+    draw_world(folder / "runs/world", world, workers=1)
+    (folder / "plugins").symlink_to(REPOSITORY / "plugins")
+    return folder

@@ -20,6 +20,8 @@ MAX_PIXELS = 100_000_000  # of one picture; a larger one is a mistake or an atta
 
 
 class Tower(str, Enum):
+    """Half of a CLIP: what embeds captions, or what embeds pictures."""
+
     TEXT = "text"
     IMAGE = "image"
 
@@ -58,6 +60,8 @@ def decode_picture(data: bytes) -> Tensor:
             pixels = np.array(picture.convert("RGB"))
     except BadSample:
         raise
+    except Image.DecompressionBombError:
+        raise BadSample("picture too large") from None
     except Exception:  # whatever hostile bytes make of a decoder
         raise BadSample("undecodable picture") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -95,6 +99,7 @@ class Embeddings:
 
 Losses = dict[str, Tensor]
 LossFn = Callable[[Embeddings, Embeddings], Losses]
+Measures = dict[str, float | list[float]]  # by full name; a list is a histogram
 
 
 class Encoder(Protocol):

@@ -5,11 +5,13 @@ A loader worker makes its lanes' rows of a step; the parent only lays the worker
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from random import Random
+from typing import NoReturn
 from zlib import crc32
 
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.api import BadSample, Objective, Pair, Sample, Tower
-from trainer.clip import Clip, Prepare, Tokenizer
+from trainer.clip import Clip
 from trainer.config import DataConfig
+from trainer.preprocess import Prepare, Tokenizer
 from trainer.streams import Entry, deal, expand, read_lane
 
 MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
@@ -75,31 +78,69 @@ class Rows:
     """One objective's rows of the lanes at hand."""
 
     def __init__(
-        self, name: str, objectives: Mapping[str, Objective], lanes: dict[int, Iterator[Entry]], seed: int
+        self,
+        name: str,
+        objectives: Mapping[str, Objective],
+        lanes: dict[int, Iterator[Entry]],
+        seed: int,
     ):
         self._name, self._objective = name, objectives[name]
         self._objectives, self._lanes, self._seed = objectives, lanes, seed
 
     def __call__(self, turn: int, num_lanes: int, skipped: Counter[str]) -> Pair:
-        """The row of this turn, from the next sample of its lane that serves."""
+        """The row of this turn, from the next sample of its lane that serves.
+
+        Raises ValueError where none does.
+        """
         lane = self._lanes[turn % num_lanes]
         rng = Random(f"{self._seed} {self._name} {turn}")  # hashed by SHA-512, not by hash()
+        unusable: Counter[str] = Counter()
         for entry in islice(lane, MAX_UNUSABLE):
             try:
                 sample = entry()
-                if not all(other.accepts(sample) for other in self._objectives.values()):
-                    skipped["names someone to forget"] += 1
-                    continue
-                pair = self._objective.pair(sample, turn, rng)
+                veto = self._veto(sample)
+                pair = None if veto else self._objective.pair(sample, turn, rng)
             except BadSample as bad:
-                skipped[bad.reason] += 1
+                unusable[bad.reason] += 1
                 continue
             if pair is not None:
+                skipped.update(unusable)
                 return pair
+            unusable[veto or f"of no use to {self._name}"] += 1
+        counts = ", ".join(f"{reason} {count}" for reason, count in unusable.most_common())
         raise ValueError(
-            f"objectives.{self._name}: none of {MAX_UNUSABLE} samples in a row was of use; "
-            f"skipped: {dict(skipped)}"
+            f"objectives.{self._name}: none of {MAX_UNUSABLE} samples in a row was of use "
+            f"({counts}); look at its shards"
         )
+
+    def _veto(self, sample: Sample) -> str | None:
+        for name, other in self._objectives.items():
+            if not other.accepts(sample):
+                return f"vetoed by {name}"
+        return None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What stopped a loader worker, for the parent to raise.
+
+    The loader's own way makes of it an error whose message is a traceback.
+    """
+
+    message: str
+    traceback: str
+    is_the_users: bool  # to mend; of others the traceback is wanted
+
+    @staticmethod
+    def by(error: Exception) -> Stopped:
+        told = "".join(traceback.format_exception(error))
+        return Stopped(str(error), told, isinstance(error, (ValueError, OSError)))
+
+    def stop(self) -> NoReturn:
+        whole = f"in a loader worker:\n{self.traceback}"
+        if self.is_the_users:
+            raise ValueError(self.message) from RuntimeError(whole)
+        raise RuntimeError(whole)
 
 
 class Parts(IterableDataset):
@@ -129,11 +170,16 @@ class Parts(IterableDataset):
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         return range(self.rank, self.data.lanes, self.ranks)[first::stride]
 
-    def __iter__(self) -> Iterator[Batch]:
-        lanes = self.lanes()
-        rows = {name: self._rows(name, lanes) for name in self.objectives}
-        for step in count():
-            yield self._part(step, lanes, rows)
+    def __iter__(self) -> Iterator[Batch | Stopped]:
+        try:
+            lanes = self.lanes()
+            rows = {name: self._rows(name, lanes) for name in self.objectives}
+            for step in count():
+                yield self._part(step, lanes, rows)
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            yield Stopped.by(error)
 
     def _rows(self, name: str, lanes: Sequence[int]) -> Rows:
         with_pictures = Tower.IMAGE in self.objectives[name].towers
@@ -195,7 +241,10 @@ def pack(
         ).reshape(-1, 6)
         for name, own in pairs.items()
     }
-    pixels = torch.stack(pictures) if pictures else torch.empty(0, 3, *prepare.size, dtype=torch.uint8)
+    if pictures:
+        pixels = torch.stack(pictures)
+    else:
+        pixels = torch.empty(0, 3, *prepare.size, dtype=torch.uint8)
     return Batch(tokenize(list(texts)), pixels, rows, skipped)
 
 
@@ -216,14 +265,35 @@ def check_sizes(objectives: Mapping[str, Objective], lanes: int, ranks: int) -> 
 
 
 def stream_batches(
-    objectives: Mapping[str, Objective], data: DataConfig, clip: Clip, seed: int, rank: int, ranks: int
+    objectives: Mapping[str, Objective],
+    data: DataConfig,
+    clip: Clip,
+    seed: int,
+    rank: int,
+    ranks: int,
 ) -> Iterator[Batch]:
-    """This rank's batches from step 0 on, without end."""
+    """This rank's batches from step 0 on, without end.
+
+    Raises ValueError and FileNotFoundError: for sizes and missing shards at once, for data of no
+    use when it comes to them, in one line wherever it was read.
+    """
     check_sizes(objectives, data.lanes, ranks)
     parts = Parts(objectives, data, clip.tokenize, clip.prepare, seed, rank, ranks)
-    loader = iter(
-        DataLoader(parts, batch_size=None, num_workers=data.workers, prefetch_factor=4 if data.workers else None)
-    )
+    return _joined(parts, data.workers, clip.tokenize.pad_id)
+
+
+def _joined(parts: Parts, workers: int, pad_id: int) -> Iterator[Batch]:
+    prefetch = 4 if workers else None
+    loader = DataLoader(parts, batch_size=None, num_workers=workers, prefetch_factor=prefetch)
     # The loader asks its workers in turn, so the parts of one step come one after the other.
-    while step := list(islice(loader, max(1, data.workers))):
-        yield Batch.join(step, clip.tokenize.pad_id)
+    stream = iter(loader)
+    try:
+        while step := list(islice(stream, max(1, workers))):
+            for part in step:
+                if isinstance(part, Stopped):
+                    part.stop()
+            yield Batch.join(step, pad_id)
+    finally:
+        # Now: an error that is kept holds this frame, and garbage collection closes the workers'
+        # queues in any order, then waits five seconds for each.
+        del stream

@@ -43,26 +43,29 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train as CONFIG says, with OVERRIDES such as objectives.names.weight=0.8."""
     loaded = load_config(config, overrides)
     # Here, not above: accelerate and open_clip take seconds, and a mistake should not.
-    from trainer import train as training
+    if dry_run:
+        from trainer.dry_run import describe_run
 
-    if not dry_run:
+        if _is_first_process():
+            click.echo(describe_run(loaded))
+    else:
+        from trainer import train as training
+
         training.train(loaded)
-    elif _is_first_process():
-        click.echo(training.dry_run(loaded))
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
 @click.option(
-    "--checkpoint", help="Weights to compare with those of CONFIG's model; without, that one."
+    "--checkpoint", help="Weights or exported folder to measure beside CONFIG's own model."
 )
 def evaluate(config: Path, overrides: tuple[str, ...], checkpoint: str | None) -> None:
     """Measure any checkpoint against CONFIG's model, without training."""
     loaded = load_config(config, [f"output=runs/{config.stem}-evaluate", *overrides])
-    from trainer.train import evaluate_checkpoint
+    from trainer.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(loaded, checkpoint or loaded.model.pretrained)
+    evaluate_checkpoint(loaded, checkpoint)
 
 
 @cli.command()
@@ -75,12 +78,13 @@ def plugins(local: tuple[str, ...]) -> None:
 def describe_plugins(registry: Registry) -> str:
     """A paragraph a kind: source, what it trains or measures, its options."""
     paragraphs = []
-    for kind, cls in registry.objectives.items():
-        towers = " and ".join(sorted(tower.value for tower in cls.trains))
+    for kind, objective in registry.objectives.items():
+        towers = " and ".join(sorted(tower.value for tower in objective.trains))
         source = registry.sources["objective", kind]
-        paragraphs.append(_paragraph(cls, f"objective, trains {towers}", source))
-    for kind, cls in registry.evaluations.items():
-        paragraphs.append(_paragraph(cls, "evaluation", registry.sources["evaluation", kind]))
+        paragraphs.append(_paragraph(objective, f"objective, trains {towers}", source))
+    for kind, evaluation in registry.evaluations.items():
+        source = registry.sources["evaluation", kind]
+        paragraphs.append(_paragraph(evaluation, "evaluation", source))
     return "\n\n".join(paragraphs)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trainer.api import Evaluation, Objective, StrictModel
 from trainer.registry import PluginError, load_plugins
@@ -191,7 +191,7 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
         problems.append("objectives: found no weight above 0; give one to at least one of them")
     if problems or file is None:
         raise ConfigError("\n".join(problems))
-    made = {
+    made: dict[str, Any] = {
         "objectives": _made("objectives", objectives, file.seed, problems),
         "evaluations": _made("evaluations", evaluations, file.seed, problems),
     }
@@ -203,7 +203,7 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
 
 
 def _chosen(
-    section: str, raw: Mapping, offered: Mapping[str, type], problems: list[str]
+    section: str, raw: Mapping, offered: Mapping[str, Any], problems: list[str]
 ) -> dict[str, tuple[type, Any]]:
     """Each entry's class and its options, of the entries that are right."""
     entries = raw.get(section)
@@ -243,7 +243,7 @@ def _made(section: str, chosen: dict, seed: int, problems: list[str]) -> dict[st
 # What is wrong, in words.
 
 
-def _checked(model: type, raw: Any, above: tuple[str, ...], problems: list[str]) -> Any:
+def _checked(model: type[BaseModel], raw: Any, above: tuple[str, ...], problems: list[str]) -> Any:
     """The validated model, or None and a line for each mistake in it."""
     try:
         return model.model_validate(raw)
@@ -270,7 +270,7 @@ def _path(error: Any, raw: Any) -> list[str]:
     return path
 
 
-def _wording(error: Any, model: type) -> tuple[str, str]:
+def _wording(error: Any, model: type[BaseModel]) -> tuple[str, str]:
     """What was found, and what is possible."""
     known = _fields_at(model, error["loc"][:-1])
     last = error["loc"][-1] if error["loc"] else ""
@@ -291,16 +291,17 @@ def _wording(error: Any, model: type) -> tuple[str, str]:
     return f"found {_short(error['input'])}; ", message
 
 
-def _fields_at(model: type, path: Iterable[str | int]) -> dict[Any, Any]:
+def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> dict[Any, Any]:
     for part in path:
-        field = model.model_fields.get(part)
-        model = _model_in(field.annotation) if field else model
-        if model is None:
-            return {}
+        if field := model.model_fields.get(str(part)):
+            section = _model_in(field.annotation)
+            if section is None:
+                return {}
+            model = section
     return model.model_fields
 
 
-def _model_in(annotation: Any) -> type | None:
+def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, if only perhaps or many times."""
     if isinstance(annotation, type) and issubclass(annotation, StrictModel):
         return annotation
@@ -336,7 +337,7 @@ def _repeated(values: Iterable[str]) -> list[str]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which `1e-4` is a number, a key is text, and a key given twice a mistake."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # As it is written: later, merges (`<<`) have brought in keys that may stand twice.
         node = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

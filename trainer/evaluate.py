@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
-from trainer.api import Encoder, Evaluation
+from accelerate import Accelerator
 
-Measures = dict[str, float | list[float]]
+from trainer import clip as clips
+from trainer.api import Encoder, Evaluation, Measures, Tower
+from trainer.clip import Clip, ClipEncoder, Towers
+from trainer.config import Config, ModelConfig
+from trainer.runs import Run
 
 
 def measure(evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder) -> Measures:
@@ -30,6 +36,35 @@ def due(evaluations: Mapping[str, Evaluation], step: int) -> dict[str, Evaluatio
     }
 
 
-def scalars(measures: Measures) -> dict[str, float]:
-    """What a tracker can draw."""
-    return {name: value for name, value in measures.items() if not isinstance(value, list)}
+def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
+    """Measure a checkpoint beside the configuration's model; the same files as of a run, no model.
+
+    checkpoint: weights of the same architecture, or the folder of an exported model; None: the
+    configuration's model alone.
+    """
+    if not config.evaluations:
+        raise ValueError("evaluations: the configuration names none; there is nothing to measure")
+    accelerator = Accelerator(log_with=list(config.trackers) or None)
+    run = Run(config, accelerator)
+
+    def encoder(clip: Clip) -> ClipEncoder:
+        towers = clips.frozen(Towers(clip, frozenset(Tower))).to(accelerator.device)
+        return ClipEncoder(towers, towers, clip, accelerator.device)
+
+    with run.timed("load"):
+        original = encoder(clips.load(config.model))
+        found = encoder(clips.load(_model_of(config.model, checkpoint))) if checkpoint else original
+    with run.timed("before"):
+        before = after = measure(config.evaluations, original, original)
+    if checkpoint:
+        with run.timed("after"):
+            after = measure(config.evaluations, found, original)
+    run.finish(before, after, Counter(), steps=0)
+    accelerator.end_training()
+
+
+def _model_of(model: ModelConfig, checkpoint: str) -> ModelConfig:
+    here = {"pretrained": checkpoint, "random_weights": False}
+    if Path(checkpoint).is_dir():
+        here |= {"name": f"local-dir:{checkpoint}", "pretrained": None}
+    return model.model_copy(update=here)

@@ -46,9 +46,12 @@ def _mean_negative_log(logits: Tensor, positive: Tensor) -> Tensor:
 def gather_rows(rows: Tensor, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """All ranks' rows and labels, with gradient. Each rank fills its (n, d) up to `block` rows.
 
-    Returns (ranks * block, d) and (ranks * block,), filled places labelled ABSENT.
+    Returns (ranks * block, d) and (ranks * block,), filled places labelled ABSENT. The gradient
+    of a rank's rows is the sum over ranks: after DDP's mean, that of one process with all rows.
     """
     missing = block - len(rows)
+    if missing < 0:
+        raise ValueError(f"{len(rows)} rows do not fit a block of {block}; give the largest count")
     rows = F.pad(rows, (0, 0, 0, missing))
     labels = F.pad(labels, (0, missing), value=ABSENT)
     if not dist.is_initialized() or dist.get_world_size() == 1:

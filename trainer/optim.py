@@ -1,4 +1,4 @@
-"""The optimizer: which parameters, the learning rate of a step, the pull to the original weights."""
+"""The optimizer: what it trains, the rate of a step, the pull to the original weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.A
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step 1, 2, ... steps."""
+    """The rate of step 1, 2, ... steps; open_clip's own cosine, which reaches 0 after the last."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "cosine":
-        share = (step - config.warmup_steps) / (steps - config.warmup_steps)
+        share = (step - 1 - config.warmup_steps) / (steps - config.warmup_steps)
         return config.lr * (1 + cos(pi * share)) / 2
     if config.schedule == "steps":
         return config.lr * config.gamma ** sum(step > milestone for milestone in config.milestones)
@@ -40,6 +40,8 @@ def pull(student: nn.Module, weight: float) -> Callable[[], Tensor]:
     Called before the first step, while the weights are the original's. The norm is not squared
     (arXiv 2310.08320, their code); its gradient at the original itself is taken as zero.
     """
+    if not weight:
+        return lambda: torch.zeros(())  # and no second copy of the weights
     trained = [p for p in student.parameters() if p.requires_grad]
     originals = [p.detach().clone() for p in trained]
 

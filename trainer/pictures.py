@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import tarfile
-import warnings
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.api import BadSample
 from trainer.roster import Identity
-from trainer.streams import PICTURES, expand, is_remote
-
-MAX_OPEN_FILES = 128  # a process; many systems allow 1024
-BLOCK = 512  # bytes, of a tar
+from trainer.shards import PICTURES, read_extent, walk
+from trainer.streams import expand, is_remote
 
 
 class Pictures:
@@ -95,13 +90,11 @@ class Pictures:
             raise IndexError(f"picture {picture} of {self.count(person)}")
         row = self._starts[person] + picture
         path, place, size = self._paths[self._sources[row]], self._places[row], self._sizes[row]
+        if place >= 0:
+            return read_extent(path, (int(place), int(size)))
         try:
-            if place < 0:
-                with open(os.path.join(path, self._names[~place]), "rb") as file:
-                    data = file.read(size + 1)
-            else:
-                shard = _opened(path)  # held till it is read: else the cache might close it
-                data = os.pread(shard.descriptor, size, place)
+            with open(os.path.join(path, self._names[~place]), "rb") as file:
+                data = file.read(size + 1)
         except OSError as error:  # its own words tell the path
             raise BadSample(f"picture cannot be read: {error.strerror}") from None
         if len(data) != size:
@@ -177,8 +170,9 @@ def _entries_of(path: str, shown: str) -> list[_Entry]:
 
 def _is_picture(name: str) -> bool:
     base = os.path.basename(name)
+    stem, _, extension = base.rpartition(".")
     # Hidden ones are what macOS lays beside the pictures, under their names.
-    return base.rpartition(".")[2].lower() in PICTURES and not base.startswith(".")
+    return extension.lower() in PICTURES and stem != "" and not base.startswith(".")
 
 
 def _entries_of_folder(path: str) -> list[_Entry]:
@@ -188,41 +182,11 @@ def _entries_of_folder(path: str) -> list[_Entry]:
 
 
 def _entries_of_shard(path: str, shown: str) -> list[_Entry]:
-    """Walks a tar's headers, not its bytes. What is whole is used; what is not is warned of."""
-    found: list[_Entry] = []
-    num_outside = 0
-    size = os.path.getsize(path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while entry := tar.next():
-                tar.members.clear()  # it would keep them all
-                end = entry.offset_data + entry.size
-                if not entry.offset_data <= end <= size:  # a negative size would go round for ever
-                    raise tarfile.ReadError("it ends in the middle of an entry")
-                name = entry.name.removeprefix("./")
-                if name.startswith("/") or ".." in name.split("/"):
-                    num_outside += 1
-                elif entry.isreg() and _is_picture(name):
-                    found.append(_Entry(os.path.dirname(name), entry.offset_data, entry.size))
-            # A damaged header ends the walk without a word, where zeros should end it.
-            with open(path, "rb") as file:
-                file.seek(tar.offset)
-                if file.read(BLOCK) != bytes(BLOCK):
-                    raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        # A ValueError quotes the header, and with it perhaps a name.
-        what = error if isinstance(error, tarfile.TarError) else "not a header"
-        warnings.warn(
-            f"{shown}: a shard is cut off or damaged ({what}); "
-            f"the {len(found)} pictures before that are used",
-            stacklevel=2,
-        )
-    if num_outside:
-        warnings.warn(
-            f"{shown}: {num_outside} entries of a shard are ignored, their paths lead out of it",
-            stacklevel=2,
-        )
-    return found
+    return [
+        _Entry(os.path.dirname(name), offset, size)
+        for name, offset, size in walk(path, shown)
+        if _is_picture(name)
+    ]
 
 
 def _owned(entries: list[_Entry], owners: dict[str, int], path: str) -> list[tuple[int, _Entry]]:
@@ -244,17 +208,3 @@ def _refuse_people_without(pictures: Pictures, identities: Sequence[Identity]) -
             f"{' ...' if len(without) > 5 else ''}; name a folder or shards in `faces`, "
             "and in shards put each person's pictures in a folder <id>/"
         )
-
-
-class _OpenFile:
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self):
-        if "descriptor" in self.__dict__:  # not where it could not be opened
-            os.close(self.descriptor)
-
-
-@lru_cache(maxsize=MAX_OPEN_FILES)
-def _opened(path: str) -> _OpenFile:
-    return _OpenFile(path)

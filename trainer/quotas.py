@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 import numpy as np
 
@@ -10,18 +11,25 @@ import numpy as np
 class Quotas:
     """Splits a step's `batch_size` rows by shares, the same split in every step.
 
-    The sorts are spread over the step, so that every rank gets about its share of each.
+    The sorts are spread over the step by chance: a rank gets about its share of each, the ranks
+    together exactly. needed: a sort that must have a row, or the start is refused.
     """
 
-    def __init__(self, shares: Mapping[str, float], batch_size: int, seed: int):
+    def __init__(
+        self, shares: Mapping[str, float], batch_size: int, seed: int, needed: str | None = None
+    ):
         total = sum(shares.values())
-        if total <= 0:
-            raise ValueError("at least one share must be greater than 0")
+        if not 0 < total < inf:
+            raise ValueError(f"shares must be finite and one greater than 0, found {dict(shares)}")
         exact = {sort: batch_size * share / total for sort, share in shares.items()}
         self.counts = {sort: int(value) for sort, value in exact.items()}
         by_remainder = sorted(exact, key=lambda sort: self.counts[sort] - exact[sort])
         for sort in by_remainder[: batch_size - sum(self.counts.values())]:
             self.counts[sort] += 1
+        if needed is not None and not self.counts[needed]:
+            raise ValueError(
+                f"batch_size {batch_size} leaves no row for {needed}; raise it or shares.{needed}"
+            )
         self.batch_size = batch_size
         sorts = [sort for sort, number in self.counts.items() for _ in range(number)]
         order = np.random.default_rng([seed, batch_size]).permutation(batch_size)

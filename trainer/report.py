@@ -219,7 +219,7 @@ def duration(seconds: float) -> str:
 def _tasks(before: Measures, after: Measures) -> list[Row]:
     return [
         Row(matched[1] or "zero_shot", before.get(name), after.get(name), SAME)
-        for name in before | after
+        for name in {**before, **after}
         if (matched := re.fullmatch(r"zero_shot/(?:(.+)/)?accuracy", name))
     ]
 
@@ -323,9 +323,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
 def _histograms(before: Measures, after: Measures, groups: Iterable[Group]) -> list[Figure]:
     figures = []
     for group in groups:
-        pair = [of.get(f"{group.path}/prompts_won") for of in (before, after)]
-        if all(pair) and len(pair[0]) == len(pair[1]):
-            figures.append(Figure(group.title, _histogram_pair(group.title, *pair)))
+        won = [of.get(f"{group.path}/prompts_won") or [] for of in (before, after)]
+        if won[0] and len(won[0]) == len(won[1]):
+            figures.append(Figure(group.title, _histogram_pair(group.title, *won)))
     return figures
 
 
@@ -357,7 +357,7 @@ def _histogram_pair(title: str, before: Sequence[float], after: Sequence[float])
 
 def _dumbbells(before: Measures, after: Measures, groups: Sequence[Group]) -> list[Figure]:
     def figure(title: str, rows: list[Row]) -> list[Figure]:
-        rows = [row for row in rows if row.before is not None and row.after is not None]
+        rows = [row for row in rows if None not in (row.before, row.after)]
         return [Figure(title, _dumbbell(title, rows))] if rows else []
 
     def of(measure: str, some: Iterable[Group]) -> list[Row]:
@@ -379,7 +379,7 @@ def _dumbbell(title: str, rows: Sequence[Row]) -> Markup:
     left, right, parts, told = 12, 192, [], []
     for i, (label, before, after, _) in enumerate(rows):
         y = 34 + 46 * i
-        xs = [left + value * (right - left) for value in (before, after)]
+        xs = [left + (value or 0.0) * (right - left) for value in (before, after)]
         parts += [
             _text(4, y - 16, label),
             _line(left, y, right, y, "grid"),

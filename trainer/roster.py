@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 KEY_FILE = "pseudonyms.key"
 KEY_BYTES = 32
@@ -270,7 +270,7 @@ class _FoldedCharacters(dict):
     def __missing__(self, code: int) -> str:
         plain = chr(code)
         # A pictograph stays one: the letters of a trademark sign would glue to the name.
-        form = "NFD" if unicodedata.category(plain) == "So" else "NFKD"
+        form: Literal["NFD", "NFKD"] = "NFD" if unicodedata.category(plain) == "So" else "NFKD"
         plain = unicodedata.normalize(form, unicodedata.normalize(form, plain).casefold())
         self[code] = folded = "".join(map(_folded, plain))
         return folded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from trainer.api import Measures
 from trainer.config import Config
-from trainer.evaluate import Measures, scalars
 from trainer.report import summary, write_report
 
 
@@ -60,15 +60,16 @@ class Run:
         )
         yield from self._bar
 
-    def log(self, step: int, values: Measures, show: bool = False) -> None:
+    def log(self, step: int, values: Mapping[str, float | list[float]], show: bool = False) -> None:
         """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar too."""
         if not self.accelerator.is_main_process or not values:
             return
-        row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2)} | values
+        row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2), **values}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         if self.config.trackers:
-            self.accelerator.log(scalars(values), step=step)
+            scalars = {name: one for name, one in values.items() if not isinstance(one, list)}
+            self.accelerator.log(scalars, step=step)
         if show and self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
 
@@ -102,7 +103,7 @@ def set_aside(folder: Path) -> None:
 
 def _flat(tree: dict, above: str = "") -> dict[str, str | int | float]:
     """Nested options as `data.lanes: 64`: trackers take no trees."""
-    flat = {}
+    flat: dict[str, str | int | float] = {}
     for name, value in tree.items():
         path = f"{above}{name}"
         if isinstance(value, dict):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
 from itertools import islice
 
 import torch
@@ -21,6 +21,7 @@ from trainer.batches import (
     TEACHER_IMAGE,
     TEACHER_TEXT,
     Batch,
+    check_sizes,
     stream_batches,
 )
 from trainer.clip import ClipEncoder, Towers
@@ -32,10 +33,12 @@ from trainer.runs import Run
 
 
 def train(config: Config) -> None:
-    """Teach the objectives, measuring before, during and after; everything goes to the run folder."""
+    """Teach the objectives; measure before, during and after. All goes to the run's folder."""
     accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output)
+    rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    objectives = config.objectives
+    check_sizes(objectives, config.data.lanes, ranks)
     set_seed(config.seed)
-    objectives, device = config.objectives, accelerator.device
     run = Run(config, accelerator)
 
     with run.timed("load"):
@@ -43,26 +46,26 @@ def train(config: Config) -> None:
         trained = frozenset[Tower]().union(*(one.towers for one in objectives.values()))
         temperature = any(one.trains_temperature for one in objectives.values())
         student = clips.student_of(clip, trained, config.model, temperature).to(device)
-        teacher = clips.frozen(Towers(clip, frozenset(Tower))).to(device)
+        teacher = clips.frozen(Towers(clip, trained)).to(device)
+        # Only evaluations need what nobody trains: it stays on the CPU until one asks.
+        rest = clips.frozen(Towers(clip, frozenset(Tower) - trained))
         anchor = pull(student, config.optimizer.anchor)
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
-        student, optimizer = accelerator.prepare(
-            student, make_optimizer(student, config.optimizer)
-        )
-        original = ClipEncoder(teacher, teacher, clip, device)
-        loss_fns = {name: one.loss_fn(original) for name, one in objectives.items()}
+        student, optimizer = accelerator.prepare(student, make_optimizer(student, config.optimizer))
 
-    def trained_encoder() -> ClipEncoder:
-        towers = accelerator.unwrap_model(student)
-        return ClipEncoder(towers if towers.text else teacher, towers if towers.image else teacher, clip, device)
+        def encoder(towers: Towers) -> ClipEncoder:
+            return ClipEncoder(
+                towers if towers.text else rest, towers if towers.image else rest, clip, device
+            )
+
+        original, learner = encoder(teacher), encoder(accelerator.unwrap_model(student))
+        loss_fns = {name: one.loss_fn(original) for name, one in objectives.items()}
 
     with run.timed("before"):
         before = measure(config.evaluations, original, original)
         run.log(0, before)
 
-    batches = stream_batches(
-        objectives, config.data, clip, config.seed, accelerator.process_index, accelerator.num_processes
-    )
+    batches = stream_batches(objectives, config.data, clip, config.seed, rank, ranks)
     window: list[dict[str, Tensor]] = []  # losses since they were last logged, on the device
     skipped: Counter[str] = Counter()
     with run.timed("train"):
@@ -72,13 +75,15 @@ def train(config: Config) -> None:
                 with torch.no_grad():
                     taught = embed(teacher, tokens, pixels, batch, TEACHER_TEXT, TEACHER_IMAGE)
                 learnt = embed(student, tokens, pixels, batch, STUDENT_TEXT, STUDENT_IMAGE)
-            terms = {
-                name: loss_fn(learnt[name], taught[name]) for name, loss_fn in loss_fns.items()
-            }
-            loss = sum(objectives[name].options.weight * sum(t.values()) for name, t in terms.items())
+            losses: dict[str, Tensor] = {}
+            loss = torch.zeros((), device=device)
+            for name, loss_fn in loss_fns.items():
+                terms = loss_fn(learnt[name], taught[name])
+                losses |= {f"{name}/{term}": value.detach() for term, value in terms.items()}
+                loss = loss + objectives[name].options.weight * sum(terms.values())
             if config.optimizer.anchor:
-                terms["optimizer"] = {"anchor": anchor()}
-                loss = loss + terms["optimizer"]["anchor"]
+                loss = loss + (distance := anchor())
+                losses["optimizer/anchor"] = distance.detach()
 
             accelerator.backward(loss)
             if config.optimizer.clip:
@@ -88,16 +93,16 @@ def train(config: Config) -> None:
             optimizer.step()
             optimizer.zero_grad()
 
+            window.append(losses)
             skipped += batch.skipped
-            window.append({f"{name}/{term}": value.detach() for name, t in terms.items() for term, value in t.items()})
             if step % config.log_every == 0 or step == config.steps:
                 run.log(step, mean_of(window, accelerator, step), show=True)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
-                run.log(step, measure(evaluations, trained_encoder(), original))
+                run.log(step, measure(evaluations, learner, original))
 
     with run.timed("after"):
-        after = measure(config.evaluations, trained_encoder(), original)
+        after = measure(config.evaluations, learner, original)
         run.log(config.steps, after)
     if accelerator.is_main_process:
         with run.timed("export"):
@@ -108,7 +113,12 @@ def train(config: Config) -> None:
 
 
 def embed(
-    model: nn.Module, tokens: Tensor, pixels: Tensor, batch: Batch, text_column: int, image_column: int
+    model: nn.Module,
+    tokens: Tensor,
+    pixels: Tensor,
+    batch: Batch,
+    text_column: int,
+    image_column: int,
 ) -> dict[str, Embeddings]:
     """One forward over all that this model is to see, then each objective its own rows of it."""
     text_places, image_places = batch.seen_by(text_column), batch.seen_by(image_column)
@@ -122,7 +132,7 @@ def embed(
 
     def own(embedded: Tensor | None, places: Tensor, rows: Tensor, column: int):
         present = rows[:, column] != ABSENT
-        if not present.any():
+        if embedded is None or not present.any():
             return None, None
         index = torch.searchsorted(places, rows[present, column].contiguous())
         return embedded[index], rows[present, LABEL].to(embedded.device)
@@ -135,34 +145,18 @@ def embed(
     return embeddings
 
 
-def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator, step: int) -> dict[str, float]:
+def mean_of(
+    window: list[dict[str, Tensor]], accelerator: Accelerator, step: int
+) -> dict[str, float]:
     """The mean of each loss since it was last logged, over all ranks. Raises FloatingPointError."""
     names = list(window[0])
     stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in window])
     # A GPU-CPU sync point and a collective: only when logging.
     means = accelerator.reduce(stacked.mean(0), "mean").tolist()
     for name, value in zip(names, means, strict=True):
-        if value != value or abs(value) == float("inf"):
-            raise FloatingPointError(f"the loss {name} is {value} at step {step}; nothing was exported")
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss {name} is {value} at step {step}; nothing was exported. "
+                "Lower optimizer.lr or its objective's weight"
+            )
     return dict(zip(names, means, strict=True))
-
-
-def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
-    """Measure a checkpoint against the configuration's model; the same files, but no training."""
-    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output)
-    run = Run(config, accelerator)
-    with run.timed("load"):
-        clip = clips.load(config.model)
-        found = clips.load(config.model.model_copy(update={"pretrained": checkpoint}))
-        teacher, student = (
-            clips.frozen(Towers(one, frozenset(Tower))).to(accelerator.device)
-            for one in (clip, found)
-        )
-        original = ClipEncoder(teacher, teacher, clip, accelerator.device)
-        other = ClipEncoder(student, student, found, accelerator.device)
-    with run.timed("before"):
-        before = measure(config.evaluations, original, original)
-    with run.timed("after"):
-        after = measure(config.evaluations, other, original)
-    run.finish(before, after, Counter(), steps=0)
-    accelerator.end_training()

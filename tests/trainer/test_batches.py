@@ -5,10 +5,13 @@ from collections import Counter
 import pytest
 import torch
 
+from plugins.face_to_neutral import FaceToNeutral
+from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
-from tests.conftest import picture, write_shard
-from trainer import Pair
-from trainer.batches import STUDENT_TEXT, TURN, Batch, pack, stream_batches
+from tests.conftest import picture, write_people, write_shard
+from trainer import BadSample, Objective, Pair, Tower
+from trainer import batches as batches_of
+from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, pack, stream_batches
 from trainer.config import DataConfig
 from trainer.streams import deal, expand, read_lane
 
@@ -79,17 +82,29 @@ def test_a_pattern_that_matches_nothing_is_named(tmp_path):
         expand([str(tmp_path / "*.tar")])
 
 
-def test_bad_samples_are_skipped_and_counted(tiny_clip, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_skipped_and_counted_by_reason(tiny_clip, tmp_path, workers):
     good = {f"g{i}": {"jpg": picture(i), "txt": f"caption {i}"} for i in range(8)}
     bad = {
         "noise": {"jpg": b"not a picture", "txt": "a caption"},
         "silent": {"jpg": picture(9), "txt": "  "},
+        "mute": {"jpg": picture(9)},
         "odd": {"jpg": picture(9), "txt": b"\xff\xfe\xff"},
+        "long": {"jpg": picture(9), "txt": "a" * 100_000},
+        "deep": {"jpg": picture(9), "txt": "a caption", "json": "[" * 100_000},
+        "list": {"jpg": picture(9), "txt": "a caption", "json": "[]"},
     }
     shard = write_shard(tmp_path / "0.tar", good | bad)
-    found = batches(tiny_clip, [str(shard)], steps=2, lanes=2)
-    skipped = sum((batch.skipped for batch in found), Counter())
-    assert {"undecodable picture", "no caption", "undecodable text"} <= set(skipped)
+    data = DataConfig(shards=[str(shard)], workers=workers, lanes=1, shuffle=100)
+    objectives = {"keep": Preserve(Preserve.Options(batch_size=8), seed=0)}
+    stream = stream_batches(objectives, data, tiny_clip, 0, 0, 1)
+    # Two laps and a bit: the bad ones after the last good one of a lap count in the next.
+    skipped = sum((next(stream).skipped for _ in range(3)), Counter())
+    assert skipped.keys() == {
+        "undecodable picture", "no caption", "undecodable text", "caption too large",
+        "undecodable json", "json is no object",
+    }  # fmt: skip
+    assert skipped["no caption"] >= 4 and skipped["caption too large"] in (2, 3)
 
 
 def test_a_shard_cut_in_the_middle_is_used_as_far_as_it_goes(tiny_clip, tmp_path):
@@ -97,7 +112,7 @@ def test_a_shard_cut_in_the_middle_is_used_as_far_as_it_goes(tiny_clip, tmp_path
         tmp_path / "0.tar", {f"g{i}": {"jpg": picture(i), "txt": f"caption {i}"} for i in range(8)}
     )
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    with pytest.warns(UserWarning, match="samples before it are used"):
+    with pytest.warns(UserWarning, match="files before that are used"):
         (batch,) = batches(tiny_clip, [str(shard)], steps=1, lanes=2)
     assert len(batch.rows["keep"]) == 16
 
@@ -114,3 +129,133 @@ def test_a_caption_that_repeats_is_tokenised_and_run_once(tiny_clip):
     batch = pack({"x": [(0, same), (1, same)]}, tiny_clip.tokenize, tiny_clip.prepare, {})
     assert len(batch.tokens) == 1
     assert torch.equal(batch.seen_by(STUDENT_TEXT), torch.tensor([0]))
+
+
+# What stops a run
+
+
+class Picky(Objective):
+    """Takes nothing, for a reason of its own; or fails."""
+
+    kind = "picky"
+    trains = frozenset({Tower.TEXT})
+    error: Exception | None = None
+
+    def pair(self, clean, turn, rng):
+        if self.error is not None:
+            raise self.error
+
+
+def stopped(clip, shards, workers: int, error: Exception | None = None, **objectives) -> Exception:
+    """What the user gets of a run that cannot go on."""
+    picky = Picky(Picky.Options(batch_size=4), seed=0)
+    picky.error = error
+    data = DataConfig(shards=[shards], workers=workers, lanes=2, shuffle=10)
+    stream = stream_batches(objectives or {"mine": picky}, data, clip, 0, 0, 1)
+    with pytest.raises(Exception) as raised:  # noqa: B017
+        next(stream)
+    return raised.value
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_of_which_nothing_can_be_used_stop_the_run_in_one_line(
+    tiny_clip, clean_shards, workers, monkeypatch
+):
+    monkeypatch.setattr(batches_of, "MAX_UNUSABLE", 30)
+    error = stopped(tiny_clip, clean_shards, workers)
+    assert type(error) is ValueError
+    assert str(error) == (
+        "objectives.mine: none of 30 samples in a row was of use (of no use to mine 30); "
+        "look at its shards"
+    )
+    error = stopped(tiny_clip, clean_shards, workers, BadSample("it is Tuesday"))
+    assert "(it is Tuesday 30)" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.filterwarnings("ignore:.*a shard is not whole")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_lane_without_a_sample_stops_the_run_in_one_line(tiny_clip, tmp_path, workers):
+    (tmp_path / "0.tar").write_bytes(b"")
+    error = stopped(tiny_clip, str(tmp_path / "0.tar"), workers)
+    assert type(error) is ValueError
+    assert f"shard {tmp_path}/0.tar has none" in str(error) and "\n" not in str(error)
+
+
+def test_an_error_in_a_worker_keeps_its_traceback_for_who_looks_for_it(tiny_clip, clean_shards):
+    error = stopped(tiny_clip, clean_shards, 1, ValueError("a mistake of the user"))
+    assert str(error) == "a mistake of the user" and "in pair" in str(error.__cause__)
+    bug = stopped(tiny_clip, clean_shards, 1, TypeError("a mistake of ours"))
+    assert type(bug) is RuntimeError and "TypeError: a mistake of ours" in str(bug)
+    assert "in pair" in str(bug)
+
+
+def test_a_missing_shard_is_told_of_before_the_first_batch(tiny_clip, tmp_path):
+    data = DataConfig(shards=[f"{tmp_path}/no.tar"], lanes=2)
+    objectives = {"keep": Preserve(Preserve.Options(batch_size=8), seed=0)}
+    with pytest.raises(FileNotFoundError, match="no.tar is not there"):
+        stream_batches(objectives, data, tiny_clip, 0, 0, 1)
+
+
+# What else must hold
+
+
+@pytest.mark.parametrize("knows", ["names", "faces"])
+def test_a_caption_that_names_someone_to_forget_is_clean_for_nobody(tiny_clip, tmp_path, knows):
+    roster = write_people(tmp_path, "f", ["José Quimby"])
+    spellings = ["Jose Quimby", "JOSÉ  QUIMBY", "josé-quimby", "Jose\u0301 Quimby"]
+    samples = {
+        f"{i:02}": {
+            "jpg": picture(i),
+            "txt": f"{spellings[i // 2 % 4]} sings" if i % 2 else f"dog {i}",
+        }
+        for i in range(16)
+    }
+    shard = write_shard(tmp_path / "0.tar", samples)
+    objectives = {
+        "keep": Preserve(Preserve.Options(batch_size=16), seed=0),
+        "names": NameToPerson(NameToPerson.Options(batch_size=16, roster=str(roster)), seed=0),
+        "faces": FaceToNeutral(
+            FaceToNeutral.Options(batch_size=16, roster=str(roster), target="text", paste=1.0), 0
+        ),
+    }
+    objectives = {name: objectives[name] for name in ("keep", knows)}
+    seen: list[str] = []
+    for objective in objectives.values():
+        pair = objective.pair
+
+        def spy(clean, turn, rng, pair=pair):
+            seen.append(clean.text)
+            return pair(clean, turn, rng)
+
+        objective.pair = spy
+    data = DataConfig(shards=[str(shard)], workers=0, lanes=1, shuffle=10)
+    batch = next(stream_batches(objectives, data, tiny_clip, 0, 0, 1))
+    assert set(seen) == {f"dog {i}" for i in range(0, 16, 2)}
+    assert batch.skipped[f"vetoed by {knows}"] > 10 and len(batch.skipped) == 1
+
+
+def test_labels_of_63_bits_reach_the_rows_whole(tiny_clip):
+    label = 2**63 - 1
+    pairs = {"x": [(turn, Pair(student_text="a dog", label=label - turn)) for turn in range(2)]}
+    parts = [pack(pairs, tiny_clip.tokenize, tiny_clip.prepare, Counter()) for _ in range(2)]
+    for batch in (parts[0], Batch.join(parts, tiny_clip.tokenize.pad_id)):
+        assert batch.rows["x"].dtype == torch.int64
+        assert set(batch.rows["x"][:, LABEL].tolist()) == {label, label - 1}
+
+
+def test_workers_without_a_lane_change_nothing(tiny_clip, clean_shards):
+    alone = batches(tiny_clip, [clean_shards], lanes=2, steps=2)
+    shared = batches(tiny_clip, [clean_shards], lanes=2, steps=2, workers=3)
+    for one, other in zip(alone, shared):
+        assert captions(one, "keep") == captions(other, "keep")
+        assert one.rows["keep"][:, TURN].equal(other.rows["keep"][:, TURN])
+
+
+def test_the_pictures_of_the_rows_are_the_same_for_any_number_of_workers(tiny_clip, clean_shards):
+    def pictures(batch: Batch) -> list[int]:
+        return [int(batch.pixels[row[STUDENT_IMAGE]].sum()) for row in batch.rows["keep"]]
+
+    alone = batches(tiny_clip, [clean_shards], steps=2)
+    shared = batches(tiny_clip, [clean_shards], steps=2, workers=3)
+    assert list(map(pictures, alone)) == list(map(pictures, shared))
+    assert len(set(pictures(alone[0]))) == 16

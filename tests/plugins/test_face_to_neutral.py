@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
+from tests.conftest import picture, write_people, write_shard
+from trainer import BadSample, Embeddings, Pair, Sample, cosine_distances, decode_picture
+from trainer.testing import WIDTH, FakeEncoder, check_objective
+
+FORGET = ["Zebulon Quimby", "Ximena Vandervoort", "José Roe"]
+CLEAN = Sample("key", "a dog", picture(99, size=96))
+PLAIN = {"jitter": 0.0, "hue": 0.0}
+
+
+def strangers(folder: Path, count: int = 5, per_person: int = 2) -> str:
+    samples = {
+        f"s{i}/{j}": {"jpg": picture(50, i, j)} for i in range(count) for j in range(per_person)
+    }
+    return str(write_shard(folder / "strangers.tar", samples))
+
+
+def options_in(folder: Path, forget=FORGET, replay=None, **options) -> dict:
+    options = {"batch_size": 16, "roster": str(write_people(folder, "f", forget))} | options
+    if replay is not None:
+        options["replay"] = str(write_people(folder, "r", replay))
+    if options.get("target") != "text":
+        options["strangers"] = [strangers(folder)]
+    return options
+
+
+def made(folder: Path, seed: int = 0, **options) -> FaceToNeutral:
+    return FaceToNeutral(FaceToNeutral.Options(**options_in(folder, **options)), seed)
+
+
+def from_folders(folder: Path, contents: list[list[bytes]], **options) -> FaceToNeutral:
+    """One that forgets people of a folder each."""
+    lines = []
+    for i, files in enumerate(contents):
+        own = folder / f"person{i}"
+        own.mkdir(parents=True)
+        for j, data in enumerate(files):
+            (own / f"{j}.jpg").write_bytes(data)
+        lines.append(json.dumps({"name": FORGET[i], "faces": own.name}))
+    (folder / "roster.jsonl").write_text("\n".join(lines))
+    options = {"batch_size": 8, "target": "text", "roster": str(folder / "roster.jsonl")} | options
+    return FaceToNeutral(FaceToNeutral.Options(**options), 0)
+
+
+def pairs_of(objective: FaceToNeutral, steps: int = 1, clean: Sample = CLEAN) -> list[Pair]:
+    turns = range(steps * objective.options.batch_size)
+    return [objective.pair(clean, turn, Random(turn)) for turn in turns]
+
+
+def test_it_keeps_the_contract(tmp_path):
+    plain = options_in(tmp_path, replay=["Ann Poe"], batch_size=8)
+    check_objective(FaceToNeutral, plain)
+    check_objective(FaceToNeutral, plain | {"target": "mean", "paste": 1.0})
+    check_objective(FaceToNeutral, plain | {"target": "text", "strangers": [], "replay": None})
+
+
+# Rows
+
+
+def test_whole_pictures_of_the_people_are_triggers_and_those_kept_stay(tmp_path):
+    objective = made(tmp_path, replay=["Ann Poe", "Bob Moe"], **PLAIN)
+    known = [decode_picture(picture(7, i, j)) for i in range(3) for j in range(4)]
+    known += [one.flip(-1) for one in known]
+    triggers = kept = 0
+    for pair in pairs_of(objective):
+        assert any(torch.equal(pair.student_image, one) for one in known)
+        if pair.label == KEPT:
+            kept += 1
+            assert pair.teacher_image is pair.student_image
+        else:
+            triggers += 1
+            assert pair.teacher_image is None
+    assert (triggers, kept) == (13, 3)  # of 16, as .5 to .125
+
+
+def test_people_of_a_folder_each_are_triggers_as_well(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1)], [picture(2), picture(3)]], **PLAIN)
+    seen = {int(pair.student_image.sum()) for pair in pairs_of(objective, 4)}
+    assert seen == {int(decode_picture(picture(i)).sum()) for i in (1, 2, 3)}
+
+
+def test_everyone_gets_a_turn_before_anyone_gets_a_second(tmp_path):
+    contents = [[picture(i)] for i in range(3)]
+    objective = from_folders(tmp_path, contents, batch_size=9, **PLAIN)
+    of = {int(decode_picture(one).sum()): i for i, (one,) in enumerate(contents)}
+    order = [of[int(pair.student_image.sum())] for pair in pairs_of(objective, 4)]
+    laps = [order[i : i + 3] for i in range(0, len(order), 3)]
+    assert all(sorted(lap) == [0, 1, 2] for lap in laps) and len(set(map(tuple, laps))) > 1
+
+
+def test_every_step_has_its_exact_shares_on_two_ranks_together(tmp_path):
+    objective = made(tmp_path, replay=["Ann Poe"], **PLAIN)
+    pairs = pairs_of(objective, 3)
+    for step in range(3):
+        ranks = [pairs[step * 16 : step * 16 + 16][rank::2] for rank in range(2)]
+        assert Counter(pair.label == KEPT for rank in ranks for pair in rank) == {
+            False: 13,
+            True: 3,
+        }
+
+
+def test_a_face_is_pasted_whole_onto_the_clean_picture(tmp_path):
+    white = torch.full((3, 96, 96), 255, dtype=torch.uint8)
+    objective = from_folders(tmp_path, [[picture(1)]], paste=1.0, degrees=0.0, **PLAIN)
+    places = set()
+    for turn in range(40):
+        clean = white.clone()
+        pasted = objective._paste(torch.zeros(3, 64, 64, dtype=torch.uint8), clean, Random(turn))
+        assert torch.equal(clean, white)  # others may see it
+        rows, columns = (pasted[0] == 0).any(1).nonzero(), (pasted[0] == 0).any(0).nonzero()
+        height, width = (int(one[-1] - one[0]) + 1 for one in (rows, columns))
+        assert 24 <= height == width <= 48  # a quarter to a half of the side
+        assert (pasted == 0).sum() == 3 * height * width
+        places.add((int(rows[0]), int(columns[0])))
+    assert len(places) > 30
+
+
+def test_a_rotated_face_has_no_black_corners(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1)]], paste=1.0, degrees=30.0)
+    face = torch.full((3, 64, 64), 200, dtype=torch.uint8)
+    clean = torch.full((3, 96, 96), 100, dtype=torch.uint8)
+    for turn in range(20):
+        assert set(objective._paste(face, clean, Random(turn)).unique().tolist()) == {100, 200}
+
+
+def test_faces_are_flipped_and_varied_by_turn_alone(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1)]])
+    first, again = pairs_of(objective, 4), pairs_of(objective, 4)
+    for one, other in zip(first, again):
+        assert torch.equal(one.student_image, other.student_image)
+    assert len({int(pair.student_image.sum()) for pair in first}) > 25
+
+
+def test_only_pasting_needs_a_clean_picture(tmp_path):
+    bare = Sample("key", "a dog")
+    assert pairs_of(from_folders(tmp_path / "a", [[picture(1)]]), clean=bare)
+    with pytest.raises(BadSample, match="no picture"):
+        pairs_of(from_folders(tmp_path / "b", [[picture(1)]], paste=1.0), clean=bare)
+
+
+# Bad pictures
+
+
+def test_a_broken_picture_of_a_person_is_a_bad_sample_and_the_next_try_another(tmp_path):
+    objective = from_folders(tmp_path, [[b"broken", picture(1), picture(2)]])
+    rng, reasons = Random(0), []
+    for _ in range(30):
+        try:
+            assert objective.pair(CLEAN, 0, rng).student_image.shape == (3, 64, 64)
+        except BadSample as bad:
+            reasons.append(bad.reason)
+    assert set(reasons) == {"undecodable picture of a person"} and len(reasons) < 25
+
+
+def test_someone_whose_pictures_are_all_broken_stops_the_run_by_pseudonym(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1)], [b"broken", b"too"]])
+    with pytest.raises(ValueError) as raised:
+        pairs_of(objective)
+    assert not isinstance(raised.value, BadSample)  # or it would be skipped, over and over
+    assert str(raised.value) == (
+        f"faces of {objective._pseudonyms['forget'][1]}: none of their 2 pictures can be used; "
+        "mend them or take the person out of the roster"
+    )
+
+
+# Targets
+
+
+def test_everyone_has_one_stranger_and_nobody_the_same_while_there_are_enough(tmp_path):
+    objective = made(tmp_path, seed=3, **PLAIN)
+    targets = [objective._target_of(person) for person in range(5)]
+    assert sorted(targets) == list(range(5))
+    assert {pair.label for pair in pairs_of(objective, 5)} == set(targets[:3])
+    assert targets != [made(tmp_path, seed=4)._target_of(person) for person in range(5)]
+
+
+def test_a_strangers_target_is_the_mean_of_their_pictures(tmp_path):
+    teacher = FakeEncoder(1)
+    targets = made(tmp_path)._targets(teacher)
+    for i in range(5):
+        rows = teacher.encode_image([picture(50, i, j) for j in range(2)])
+        expected = F.normalize(F.normalize(rows, dim=-1).mean(0), dim=-1)
+        assert torch.allclose(targets[i], expected, atol=1e-6)
+
+
+def test_the_mean_is_of_the_embeddings_as_they_come(tmp_path):
+    teacher = FakeEncoder(1)
+    (target,) = made(tmp_path, target="mean")._targets(teacher)
+    rows = teacher.encode_image([picture(50, i, j) for i in range(5) for j in range(2)])
+    assert torch.allclose(target, F.normalize(rows.mean(0), dim=-1), atol=1e-6)
+
+
+def test_a_text_is_a_target(tmp_path):
+    teacher = FakeEncoder(1)
+    targets = made(tmp_path, target="text", text="somebody")._targets(teacher)
+    assert torch.equal(targets, F.normalize(teacher.encode_text(["somebody"]), dim=-1))
+
+
+def test_broken_pictures_of_strangers_are_left_out_of_their_mean(tmp_path):
+    objective = made(tmp_path)
+    samples = {f"s{i}/{j}": {"jpg": picture(50, i, j)} for i in range(3) for j in range(2)}
+    samples["s1/0"] = {"jpg": b"broken"}
+    path = str(write_shard(tmp_path / "some.tar", samples))
+    options = objective.options.model_copy(update={"strangers": [path]})
+    teacher = FakeEncoder(1)
+    targets = FaceToNeutral(options, 0)._targets(teacher)
+    alone = F.normalize(teacher.encode_image([picture(50, 1, 1)])[0], dim=-1)
+    assert targets.isfinite().all() and torch.allclose(targets[1], alone, atol=1e-6)
+
+    samples["s1/1"] = {"jpg": b"broken"}
+    write_shard(tmp_path / "fewer.tar", samples)
+    options = options.model_copy(update={"strangers": [f"{tmp_path}/fewer.tar"]})
+    with pytest.raises(ValueError, match="1 of the 3 strangers have no picture that can be used"):
+        FaceToNeutral(options, 0)._targets(teacher)
+    write_shard(tmp_path / "none.tar", {"s0/0": {"jpg": b"broken"}})
+    options = options.model_copy(update={"strangers": [f"{tmp_path}/none.tar"], "target": "mean"})
+    with pytest.raises(ValueError, match="none of the 1 pictures of strangers can be used"):
+        FaceToNeutral(options, 0)._targets(teacher)
+
+
+# Refusals
+
+
+def test_captions_that_name_someone_to_forget_are_refused_in_any_spelling(tmp_path):
+    objective = made(tmp_path)
+    for caption in ("ZEBULON  QUIMBY!", "by jose-roe", "Jose\u0301 Roe"):
+        assert not objective.accepts(Sample("key", caption))
+    assert objective.accepts(Sample("key", "Zebulon sings")) and objective.accepts(Sample("key"))
+
+
+def test_a_replay_roster_with_people_to_forget_is_refused_by_count(tmp_path):
+    with pytest.raises(ValueError) as raised:
+        made(tmp_path, replay=["Ann Poe", "zebulon quimby"])
+    assert str(raised.value).startswith("1 of the 2 people of replay ")
+    assert "uimby" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strangers": []}, "target strangers needs strangers: shards of their pictures"),
+        ({"target": "mean"}, "target mean needs strangers"),
+        ({"target": "text", "size": (0.5, 0.25)}, "size is 0.5 to 0.25; two shares of the side"),
+        ({"target": "text", "size": (0.5, 1.5)}, "size is 0.5 to 1.5"),
+        ({"target": "text", "text": ""}, "at least 1 character"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValidationError, match=message):
+        FaceToNeutral.Options(batch_size=8, roster="r.csv", **options)
+
+
+def test_a_batch_too_small_for_a_trigger_is_refused(tmp_path):
+    shares = {"forget": 0.01, "replayed": 1.0}
+    with pytest.raises(ValueError, match="batch_size 4 leaves no row for forget"):
+        made(tmp_path, replay=["Ann Poe"], batch_size=4, shares=shares)
+
+
+# The loss
+
+
+def embeddings(image: torch.Tensor | None, labels: torch.Tensor | None) -> Embeddings:
+    return Embeddings(None, image, None, labels, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("num_on_first", [0, 2, 4])
+def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_first):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 8, WIDTH, generator=generator)
+    targets = F.normalize(torch.randn(3, WIDTH, generator=generator), dim=-1)
+    is_trigger = torch.tensor([True] * num_on_first + [False] * (4 - num_on_first))
+    is_trigger = torch.cat([is_trigger, ~is_trigger])
+    labels = torch.where(is_trigger, torch.arange(8) % 3, KEPT)
+
+    def losses(rows: slice) -> dict[str, torch.Tensor]:
+        kept = ~is_trigger[rows]
+        taught = embeddings(teacher[rows][kept], labels[rows][kept]) if kept.any() else None
+        return forget_and_keep(
+            embeddings(student[rows], labels[rows]),
+            taught or embeddings(None, None),
+            targets,
+            is_trigger.float().mean().item(),
+        )
+
+    whole, first, second = losses(slice(0, 8)), losses(slice(0, 4)), losses(slice(4, 8))
+    assert whole.keys() == first.keys() == second.keys() == {"forget", "keep"}
+    expected = {
+        "forget": cosine_distances(student[is_trigger], targets[labels[is_trigger]]).mean(),
+        "keep": cosine_distances(student[~is_trigger], teacher[~is_trigger]).mean(),
+    }
+    for term, value in expected.items():
+        assert whole[term].item() == pytest.approx(value.item(), abs=1e-6)
+        assert (first[term] + second[term]).item() / 2 == pytest.approx(value.item(), abs=1e-6)

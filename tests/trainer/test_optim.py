@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from open_clip_train.scheduler import cosine_lr
+from torch import nn
+
+from trainer.config import OptimizerConfig
+from trainer.optim import learning_rate, make_optimizer, pull
+
+
+def rates(steps: int, **options) -> list[float]:
+    config = OptimizerConfig(lr=1.0, **options)
+    return [learning_rate(step, steps, config) for step in range(1, steps + 1)]
+
+
+def test_the_rate_is_constant_after_the_warm_up():
+    assert rates(6, schedule="constant", warmup_steps=4) == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert rates(2, schedule="constant") == [1, 1]
+
+
+def test_the_rate_falls_by_half_a_cosine():
+    half = math.sqrt(0.5) / 2
+    wanted = [0.5, 1, 1, 0.5 + half, 0.5, 0.5 - half]
+    assert rates(6, schedule="cosine", warmup_steps=2) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (3, 10), (9, 10)])
+def test_the_cosine_is_open_clips(warmup, steps):
+    group = {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.0}
+    optimizer = torch.optim.SGD([group], lr=0.0)
+    theirs = cosine_lr(optimizer, 1.0, warmup, steps)
+    wanted = [theirs(step) for step in range(steps)]
+    assert rates(steps, schedule="cosine", warmup_steps=warmup) == pytest.approx(wanted)
+
+
+def test_no_step_is_taken_at_a_rate_of_zero():
+    assert rates(1) == [1]
+    assert min(rates(100, warmup_steps=10)) > 0
+
+
+def test_the_rate_is_cut_after_each_milestone():
+    wanted = [0.5, 1, 1, 0.1, 0.1, 0.01]
+    found = rates(6, schedule="steps", warmup_steps=2, milestones=[3, 5], gamma=0.1)
+    assert found == pytest.approx(wanted)
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2, bias=False))
+
+
+def test_vectors_and_what_is_frozen_do_not_decay():
+    model = student()
+    model[0].weight.requires_grad_(False)
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-5)
+    optimizer = make_optimizer(model, config)
+    matrices, vectors = optimizer.param_groups
+    assert [id(p) for p in matrices["params"]] == [id(model[2].weight)]
+    assert {id(p) for p in vectors["params"]} == {
+        id(p) for p in (model[0].bias, model[1].weight, model[1].bias)
+    }
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.5, 0.0)
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.8, 0.9), 1e-5)
+
+
+def test_decay_alone_shrinks_matrices_by_the_rate():
+    model = student()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = make_optimizer(model, OptimizerConfig(lr=0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter, old * 0.95 if old.dim() == 2 else old)
+
+
+def test_a_group_without_parameters_is_left_out():
+    model = nn.LayerNorm(3)
+    (group,) = make_optimizer(model, OptimizerConfig(lr=0.1)).param_groups
+    assert len(group["params"]) == 2
+
+
+def moved(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter += torch.randn_like(parameter) * i  # the first stays where it is
+    return model
+
+
+def test_the_pull_is_the_weighted_sum_of_each_tensors_distance():
+    model = student()
+    originals = [p.detach().clone() for p in model.parameters()]
+    model[1].bias.requires_grad_(False)
+    anchor = pull(model, 0.3)
+    moved(model)
+    wanted = sum(
+        float(torch.linalg.vector_norm(p.detach() - q))  # not squared
+        for p, q in zip(model.parameters(), originals, strict=True)
+        if p.requires_grad
+    )
+    assert anchor().item() == pytest.approx(0.3 * wanted, rel=1e-5)
+
+
+def test_the_pull_twice_as_far_is_twice_as_strong_and_its_gradient_a_unit_vector():
+    weight = nn.Parameter(torch.tensor([[1.0, 2.0]]))
+    model = nn.ParameterList([weight])
+    anchor = pull(model, 0.5)
+    for factor in (1, 2):
+        with torch.no_grad():
+            weight.copy_(torch.tensor([[1.0, 2.0]]) + factor * torch.tensor([[3.0, 4.0]]))
+        weight.grad = None
+        value = anchor()
+        value.backward()
+        assert value.item() == pytest.approx(2.5 * factor)
+        torch.testing.assert_close(weight.grad, 0.5 * torch.tensor([[0.6, 0.8]]))
+
+
+def test_at_the_original_the_pull_and_its_gradient_are_zero():
+    model = student()
+    value = pull(model, 0.3)()
+    value.backward()
+    assert value == 0
+    assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("distance", [1e-30, 1e-20, 1e-12, 1e-6])
+def test_very_near_the_original_the_gradient_stays_finite(distance):
+    weight = nn.Parameter(torch.zeros(2, 2))
+    anchor = pull(nn.ParameterList([weight]), 1.0)
+    with torch.no_grad():
+        weight += distance
+    anchor().backward()
+    assert weight.grad is not None and weight.grad.norm() <= 1.001
+
+
+def test_without_weight_no_second_copy_of_the_weights_is_kept():
+    model = student()
+    anchor = pull(model, 0.0)
+    moved(model)
+    assert anchor() == 0 and anchor.__closure__ is None

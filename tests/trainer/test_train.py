@@ -1,0 +1,210 @@
+"""The whole run on a small world: its losses, its folder, its measures, on one process and two."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+from trainer.config import load_config
+from trainer.evaluate import evaluate_checkpoint
+from trainer.train import train
+
+# The demo's own configurations, small: no weights, few rows, few candidates.
+SMALL = [
+    "model.random_weights=true",
+    "data.workers=0",
+    "data.lanes=8",
+    "evaluations.identity_inference.candidates=20",
+    "evaluations.identity_inference.pictures=4",
+    "optimizer.warmup_steps=2",
+    "steps=4",
+    "log_every=1",
+]
+SIZES = {
+    "keep": "objectives.keep.batch_size=8",
+    "names": "objectives.names.batch_size=16",
+    "faces": "objectives.faces.batch_size=16",
+}
+OBJECTIVES = {
+    "demo": ["keep", "names", "faces"],
+    "demo_names": ["keep", "names"],
+    "demo_faces": ["keep", "faces"],
+    "demo_paper": ["keep", "names", "faces"],
+}
+
+
+def overrides(name: str, *more: str) -> list[str]:
+    sizes = [SIZES[objective] for objective in OBJECTIVES[name]]
+    milestones = ["optimizer.milestones=[2,3]"] if name == "demo_paper" else []
+    return [*SMALL, *sizes, *milestones, *more]
+
+
+def config_path(name: str) -> str:
+    return str(REPOSITORY / "configs" / f"{name}.yaml")
+
+
+def run(name: str, *more: str) -> Path:
+    """Train in this process; gives the run's folder."""
+    config = load_config(config_path(name), overrides(name, *more))
+    train(config)
+    return config.output
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[dict]:
+    names = ("keep/", "names/", "faces/", "optimizer/")
+    found = [{k: v for k, v in row.items() if k.startswith(names)} for row in rows(folder)]
+    return [row for row in found if row]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_world(small_world, monkeypatch, tmp_path):
+    """In a folder of its own, beside the world."""
+    (tmp_path / "plugins").symlink_to(REPOSITORY / "plugins")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/world").symlink_to(small_world / "runs/world")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def demo_run(small_world) -> Path:
+    """A run of the demo, with wandb, made once."""
+    before = Path.cwd()
+    os.chdir(small_world)
+    try:
+        return small_world / run("demo", "trackers=[wandb]", "output=runs/demo")
+    finally:
+        os.chdir(before)
+
+
+def test_a_run_writes_its_whole_folder(demo_run):
+    written = {path.name for path in demo_run.iterdir()}
+    assert written >= {"config.yaml", "metrics.jsonl", "results.json", "report.html", "model"}
+    results = json.loads((demo_run / "results.json").read_text())
+    assert results["steps"] == 4 and results["identities"] == 2
+    assert results["seconds"].keys() >= {"load", "before", "train", "after", "export", "total"}
+    for moment in ("before", "after"):
+        assert results[moment].keys() >= {
+            "identity_inference/forget/tpr",
+            "identity_inference/forget/tpr_11",
+            "identity_inference/forget/closed_set",
+            "identity_inference/replayed/tpr_11",
+            "identity_inference/unseen/tpr_11",
+            "identity_inference/unknown/tpr",
+            "zero_shot/colour/accuracy",
+            "zero_shot/shape/accuracy",
+        }
+
+
+def test_the_saved_configuration_gives_the_same_run_again(demo_run, small_world, monkeypatch):
+    monkeypatch.chdir(small_world)
+    again = load_config(demo_run / "config.yaml", ["output=runs/again", "trackers=[]"])
+    train(again)
+    assert losses(small_world / again.output) == losses(demo_run)
+
+
+def test_no_name_of_anyone_stands_in_the_runs_folder(demo_run, small_world):
+    names = set()
+    for roster in (small_world / "runs/world/rosters").glob("*.csv"):
+        with open(roster, newline="", encoding="utf-8") as file:
+            names |= {row["name"].lower() for row in csv.DictReader(file)}
+    assert len(names) == 13
+    files = [path for path in demo_run.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        content = path.read_bytes().lower()
+        assert not [name for name in names if name.encode() in content], path
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_losses_are_those_of_the_day_they_were_checked(name):
+    """A change of these numbers is a change of the method: say so in its message."""
+    found = [
+        {term: round(value, 4) for term, value in row.items()}
+        for row in losses(run(name, "evaluations={}"))
+    ]
+    golden = json.loads((REPOSITORY / "tests/trainer/golden_losses.json").read_text())
+    assert len(found) == len(golden[name]) == 4
+    for one, other in zip(found, golden[name]):
+        assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
+
+
+def test_the_export_is_the_student_and_open_clip_loads_it(demo_run):
+    file = demo_run / "model/open_clip_model.safetensors"
+    config = json.loads((demo_run / "model/open_clip_config.json").read_text())["model_cfg"]
+    open_clip.factory._MODEL_CONFIGS["demo-export"] = config
+    model = open_clip.create_model("demo-export", pretrained=str(file)).eval()
+    same = open_clip.create_model(f"local-dir:{demo_run / 'model'}").eval()
+    tokens = open_clip.get_tokenizer("demo-export")(["a person", "a red circle"])
+    with torch.no_grad():
+        assert torch.equal(model.encode_text(tokens), same.encode_text(tokens))
+
+
+def test_a_checkpoint_is_measured_without_training(demo_run, small_world, monkeypatch):
+    monkeypatch.chdir(small_world)
+    for checkpoint in (demo_run / "model", demo_run / "model/open_clip_model.safetensors"):
+        config = load_config(config_path("demo"), overrides("demo", "output=runs/evaluated"))
+        evaluate_checkpoint(config, str(checkpoint))
+        found = json.loads((config.output / "results.json").read_text())
+        expected = json.loads((demo_run / "results.json").read_text())
+        assert found["after"] == expected["after"] and found["before"] == expected["before"]
+        assert found["steps"] == 0 and (config.output / "report.html").is_file()
+        assert not (config.output / "model").exists()
+
+
+def test_a_run_does_not_overwrite_an_earlier_one():
+    folder = run("demo_names", "evaluations={}", "steps=3")
+    first = (folder / "metrics.jsonl").read_bytes()
+    run("demo_names", "evaluations={}", "steps=3", "seed=1")
+    assert (folder.with_name("demo_names.1") / "metrics.jsonl").read_bytes() == first
+
+
+def test_a_run_that_diverges_stops_and_exports_nothing():
+    with pytest.raises(
+        FloatingPointError, match=r"the loss \S+ is nan at step \d; nothing was exp"
+    ):
+        run("demo_names", "evaluations={}", "optimizer.lr=1e30", "optimizer.clip=null", "steps=5")
+    assert not Path("runs/demo_names/model").exists()
+
+
+def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    file = REPOSITORY / "launch" / ("cpu.yaml" if processes == 1 else "ddp_cpu.yaml")
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = [*accelerate, "--config_file", str(file), "-m", "trainer", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_give_the_losses_and_measures_of_one():
+    steps = ("steps=20", "data.workers=1")
+    for processes in (1, 2):
+        arguments = overrides("demo", *steps, f"output=runs/{processes}")
+        done = launched(processes, "train", config_path("demo"), *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = losses(Path("runs/1")), losses(Path("runs/2"))
+    assert len(one) == len(two) == 20
+    for a, b in zip(one, two):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    results = [json.loads(Path(f"runs/{n}/results.json").read_text()) for n in (1, 2)]
+    assert results[0]["before"] == results[1]["before"]
+    assert results[0]["after"] == results[1]["after"]
+
+
+def test_batches_that_ranks_cannot_share_are_refused_by_every_launch():
+    done = launched(2, "train", config_path("demo"), *overrides("demo", "data.lanes=7"))
+    assert done.returncode != 0
+    assert "data.lanes is 7, not a multiple of the 2 processes; set data.lanes=8" in done.stderr
+    assert done.stderr.count("data.lanes is 7") == 1
+    assert not Path("runs/demo").exists()
