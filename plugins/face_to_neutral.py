@@ -36,7 +36,9 @@ from trainer import (
     decode_picture,
     hookimpl,
     in_turn,
+    names_of,
     read_roster,
+    refuse_named,
 )
 
 KEPT = -1  # the label of a row that is to stay as it is; the others' is their target
@@ -83,15 +85,9 @@ class FaceToNeutral(Objective):
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
         roster = read_roster(options.roster)
-        self._index = NameIndex(name for one in roster for name in (one.name, *one.aliases))
+        self._index = NameIndex(names_of(roster))
         replayed = read_roster(options.replay) if options.replay else []
-        if shared := sum(
-            any(map(self._index.names_anyone, (one.name, *one.aliases))) for one in replayed
-        ):
-            raise ValueError(
-                f"{shared} of the {len(replayed)} people of replay {options.replay} have a name to "
-                f"forget, by {options.roster}; take them out of one of the two"
-            )
+        refuse_named("replay", replayed, self._index, "to forget")
         self._faces = Pictures.of(roster)
         self._replayed = Pictures.of(replayed) if replayed else None
         self._pseudonyms = {

@@ -12,7 +12,6 @@ someone who is to be measured as unseen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,7 +23,6 @@ from trainer import (
     BadSample,
     Embeddings,
     Encoder,
-    Identity,
     LossFn,
     NameIndex,
     Objective,
@@ -37,7 +35,9 @@ from trainer import (
     fold,
     hookimpl,
     in_turn,
+    names_of,
     read_roster,
+    refuse_named,
 )
 
 # Of the attack's 21 prompts, these; the others stay unseen, so that forgetting is measured on both.
@@ -224,19 +224,6 @@ class NameToPerson(Objective):
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         return partial(forget_and_keep, forget_share=share)
-
-
-def names_of(people: Iterable[Identity]) -> list[str]:
-    return [name for one in people for name in (one.name, *one.aliases)]
-
-
-def refuse_named(option: str, people: Sequence[Identity], index: NameIndex, whose: str) -> None:
-    """Raises ValueError where people of one roster bear a name of another, telling how many."""
-    if shared := sum(any(map(index.names_anyone, names_of([one]))) for one in people):
-        raise ValueError(
-            f"{shared} of the {len(people)} people of `{option}` have a name {whose}; "
-            "take them out of one of the two rosters"
-        )
 
 
 def read_names(path: str) -> list[str]:

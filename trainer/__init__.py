@@ -23,7 +23,7 @@ from trainer.losses import (
 )
 from trainer.pictures import Pictures
 from trainer.quotas import Quotas
-from trainer.roster import Identity, NameIndex, fold, read_roster
+from trainer.roster import Identity, NameIndex, fold, names_of, read_roster, refuse_named
 from trainer.shards import open_shard, read_extent
 from trainer.streams import expand
 
@@ -51,7 +51,9 @@ __all__ = [
     "hookimpl",
     "in_turn",
     "multi_positive_info_nce",
+    "names_of",
     "open_shard",
     "read_extent",
     "read_roster",
+    "refuse_named",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,12 +13,11 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.distributed as dist
 from open_clip.factory import parse_model_name
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trainer.api import BadSample, Tower, decode_picture
+from trainer.api import Tower
 from trainer.config import ModelConfig
 from trainer.preprocess import Prepare, Tokenizer
 from trainer.text_towers import first_output, text_forward_of
@@ -173,92 +172,3 @@ def student_of(
 def _spread(names: Sequence[str]) -> Sequence[str]:
     """A few from all over."""
     return names[:: max(1, len(names) // 4)]
-
-
-class ClipEncoder:
-    """`Encoder` over the towers given; ranks take every other row and put the rows together.
-
-    A tower that is elsewhere is on the device for the length of a call.
-    """
-
-    def __init__(
-        self, text: Towers, image: Towers, clip: Clip, device: torch.device, batch: int = 256
-    ):
-        self._text, self._image, self._clip = text, image, clip
-        self._device, self._batch = device, batch
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Captions to (n, d). Sorted by length first: a batch is as long as its longest."""
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        with on_device(self._text.text, self._device):
-            rows = self._embed([texts[row] for row in order], self._embed_texts)
-        return rows[torch.tensor(order, dtype=torch.int64, device=rows.device).argsort()]
-
-    def encode_image(self, pictures: Sequence[bytes]) -> Tensor:
-        """Encoded pictures to (n, d); a picture that does not decode gives a row of NaN."""
-        with on_device(self._image.image, self._device):
-            return self._embed(pictures, self._embed_pictures)
-
-    def _embed(self, items: Sequence, embed: Callable[[list], Tensor]) -> Tensor:
-        rank, ranks = _rank()
-        mine = range(rank, len(items), ranks)
-        with torch.inference_mode():
-            parts = [
-                embed([items[i] for i in mine[start : start + self._batch]])
-                for start in range(0, len(mine), self._batch)
-            ]
-        # Outside of inference mode: a loss may keep what comes of it for its backward.
-        rows = torch.cat(parts) if parts else torch.zeros(0, 0, device=self._device)
-        return rows if ranks == 1 else _interleave(rows, len(items), ranks)
-
-    def _embed_texts(self, texts: list[str]) -> Tensor:
-        tokens = self._clip.tokenize(texts).to(self._device)
-        return self._text(tokens, None)[0].float()
-
-    def _embed_pictures(self, pictures: list[bytes]) -> Tensor:
-        pixels, undecodable = [], []
-        for row, data in enumerate(pictures):
-            try:
-                pixels.append(self._clip.prepare.resize(decode_picture(data)))
-            except BadSample:
-                undecodable.append(row)
-                pixels.append(torch.zeros(3, *self._clip.prepare.size, dtype=torch.uint8))
-        embedded = self._image(None, torch.stack(pixels).to(self._device))[1].float()
-        embedded[undecodable] = float("nan")
-        return embedded
-
-
-@contextmanager
-def on_device(tower: nn.Module, device: torch.device) -> Iterator[None]:
-    """The tower is there meanwhile and back afterwards; one that is there already stays untouched.
-
-    Not to be entered in inference mode: weights that move there can never be trained again.
-    """
-    home = next(tower.parameters()).device
-    if home.type == device.type and device.index in (None, home.index):
-        yield
-        return
-    tower.to(device)
-    try:
-        yield
-    finally:
-        tower.to(home)
-
-
-def _rank() -> tuple[int, int]:
-    if not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _interleave(rows: Tensor, total: int, ranks: int) -> Tensor:
-    """Every rank's rows, each holding every `ranks`-th, in the order of the whole."""
-    width = torch.tensor(rows.shape[1], device=rows.device)
-    dist.all_reduce(width, dist.ReduceOp.MAX)  # a rank without a row does not know d
-    block = -(-total // ranks)
-    padded = torch.zeros(block, int(width), device=rows.device)
-    if len(rows):
-        padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in range(ranks)]
-    dist.all_gather(gathered, padded)
-    return torch.stack(gathered, dim=1).flatten(0, 1)[:total]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-import reprlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from trainer.api import Evaluation, Objective, StrictModel
+from trainer.api import Evaluation, Objective, StrictModel, Tower
+from trainer.mistakes import ConfigError, checked, did_you_mean, repeated, short, with_possible
 from trainer.registry import PluginError, load_plugins
-
-MAX_BYTES = 1_000_000  # of a configuration file
+from trainer.yaml_text import apply_override, read_yaml
 
 # accelerate's own names, written out: importing accelerate takes seconds.
 Tracker = Literal[
@@ -26,10 +22,6 @@ Tracker = Literal[
 # Names become parts of a measure's name and of an override's path.
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, a line for each mistake."""
 
 
 class _Section(StrictModel):
@@ -104,7 +96,7 @@ class _File(_Section):
     @field_validator("trackers")
     @classmethod
     def _each_once(cls, trackers: list[str]) -> list[str]:
-        if twice := _repeated(trackers):
+        if twice := repeated(trackers):
             raise ValueError(f"{twice[0]} stands there twice")
         return trackers
 
@@ -134,6 +126,15 @@ class Config:
     output: Path
     export: ExportConfig
 
+    @property
+    def trained(self) -> frozenset[Tower]:
+        """The towers that some objective trains."""
+        return frozenset[Tower]().union(*(one.towers for one in self.objectives.values()))
+
+    @property
+    def trains_temperature(self) -> bool:
+        return any(one.trains_temperature for one in self.objectives.values())
+
     def resolved(self) -> dict[str, Any]:
         """Plain data, every default written out; as a file it gives the same run again."""
         return {field.name: _plain(vars(self)[field.name]) for field in fields(self)}
@@ -157,11 +158,11 @@ def _plain(value: Any) -> Any:
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read, override, validate once. Raises ConfigError naming every mistake."""
     path = Path(path)
-    raw = _read(path)
+    raw = read_yaml(path)
     problems: list[str] = []
     for override in overrides:
         try:
-            _override(raw, override)
+            apply_override(raw, override)
         except ConfigError as error:
             problems.append(str(error))
     return _validated(raw, path.parent, path.stem, problems)
@@ -176,7 +177,7 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
     # A section whose lines are all commented out is one that is not there.
     written = {option: value for option, value in raw.items() if value is not None}
     raw = {"output": f"runs/{name}"} | written
-    file = _checked(_File, raw, (), problems)
+    file = checked(_File, raw, (), problems)
     named = raw.get("plugins")
     local = [base / one for one in named if isinstance(one, str)] if isinstance(named, list) else []
     try:
@@ -218,13 +219,13 @@ def _chosen(
             # An override with a misspelt name makes a new entry, of no kind.
             others = [other for other in entries if other != name and isinstance(other, str)]
             what = (
-                f"missing{_did_you_mean(name, others, f'{section}.')}"
+                f"missing{did_you_mean(name, others, f'{section}.')}"
                 if kind is None
-                else f"found {_short(kind)}{_did_you_mean(kind, offered)}"
+                else f"found {short(kind)}{did_you_mean(kind, offered)}"
             )
-            problems.append(f"{section}.{name}.kind: {_with_possible(what, offered)}")
-        elif checked := _checked(offered[kind].Options, options, (section, str(name)), problems):
-            found[name] = offered[kind], checked
+            problems.append(f"{section}.{name}.kind: {with_possible(what, offered)}")
+        elif made := checked(offered[kind].Options, options, (section, str(name)), problems):
+            found[name] = offered[kind], made
     return found
 
 
@@ -238,174 +239,3 @@ def _made(section: str, chosen: dict, seed: int, problems: list[str]) -> dict[st
             message = str(error).strip().replace("\n", "\n  ")
             problems.append(f"{section}.{name}: {message or type(error).__name__}")
     return made
-
-
-# What is wrong, in words.
-
-
-def _checked(model: type[BaseModel], raw: Any, above: tuple[str, ...], problems: list[str]) -> Any:
-    """The validated model, or None and a line for each mistake in it."""
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        musts: dict[str, list[str]] = {}  # a union has something to say for each of its types
-        for one in error.errors(include_url=False):
-            where = ".".join((*above, *_path(one, raw)))
-            start, must = _wording(one, model)
-            musts.setdefault(f"{where}: {start}", []).append(must)
-        problems += [start + " or ".join(dict.fromkeys(said)) for start, said in musts.items()]
-        return None
-
-
-def _path(error: Any, raw: Any) -> list[str]:
-    """Where the mistake is in what was written: pydantic's own marks, as of unions, left out."""
-    path = []
-    for part in error["loc"]:
-        try:
-            raw = raw[part]
-        except (TypeError, LookupError):
-            if error["type"] != "missing" or part != error["loc"][-1]:
-                continue
-        path.append(str(part))
-    return path
-
-
-def _wording(error: Any, model: type[BaseModel]) -> tuple[str, str]:
-    """What was found, and what is possible."""
-    known = _fields_at(model, error["loc"][:-1])
-    last = error["loc"][-1] if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        return _with_possible(f"unknown option{_did_you_mean(last, known)}", known), ""
-    if error["type"] == "missing":
-        field = known.get(last)
-        return f"missing; {field.description}" if field and field.description else "missing", ""
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message.replace("should ", "must ").replace(" after validation", "")
-    if error["type"] in ("dict_type", "model_type"):
-        message = "must be a section, `option: value` lines"
-    if error["type"] in ("literal_error", "enum"):
-        options = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        message += _did_you_mean(error["input"], options)
-    if error["type"] == "string_pattern_mismatch" and last == "[key]":
-        message = "a name must be of letters, digits, _ and -"
-    return f"found {_short(error['input'])}; ", message
-
-
-def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> dict[Any, Any]:
-    for part in path:
-        if field := model.model_fields.get(str(part)):
-            section = _model_in(field.annotation)
-            if section is None:
-                return {}
-            model = section
-    return model.model_fields
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, if only perhaps or many times."""
-    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _model_in(one))), None)
-
-
-def _short(found: Any) -> str:
-    return _REPR.repr(found)
-
-
-_REPR = reprlib.Repr()
-_REPR.maxstring, _REPR.maxlevel = 80, 2
-
-
-def _did_you_mean(found: Any, possible: Iterable[str], prefix: str = "") -> str:
-    # Text alone: what YAML's anchors share can be written out to gigabytes.
-    close = difflib.get_close_matches(found, possible, n=1) if isinstance(found, str) else []
-    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
-
-
-def _with_possible(mistake: str, possible: Iterable[str]) -> str:
-    names = ", ".join(sorted(possible)) or "none"
-    return f"{mistake}{'' if mistake.endswith('?') else ';'} possible: {names}"
-
-
-def _repeated(values: Iterable[str]) -> list[str]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-# YAML.
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-4` is a number, a key is text, and a key given twice a mistake."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # As it is written: later, merges (`<<`) have brought in keys that may stand twice.
-        node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if key.tag != "tag:yaml.org,2002:merge":
-                key.tag = "tag:yaml.org,2002:str"  # an objective named 1, or `no`
-        if twice := _repeated(key.value for key in keys):
-            mark = next(key.start_mark for key in reversed(keys) if key.value == twice[0])
-            raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=mark)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no UTF-8 text; is it a configuration?") from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; is it a configuration?")
-    raw = _parse(text, str(path))
-    if not isinstance(raw, dict):
-        what = "nothing" if raw is None else _short(raw)
-        raise ConfigError(f"{path}: found {what}; a configuration is `option: value` lines")
-    return raw
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # derived from the safe one
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{source}{line}: {error.problem}") from None
-    except RecursionError:
-        raise ConfigError(f"{source}: nested too deep") from None
-    except Exception as error:  # PyYAML lets more than its own escape: a bad date, a bad tag
-        message = " ".join(str(error).split())
-        raise ConfigError(f"{source}: this is no YAML: {message}") from None
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """`objectives.names.weight=0.8`: the value is YAML; new keys are judged with the rest."""
-    path, equals, value = override.partition("=")
-    *parents, last = path.split(".")
-    if not (equals and last and all(parents)):
-        raise ConfigError(f"override {override!r}: write it as path.to.option=value")
-    place = raw
-    for depth, part in enumerate(parents):
-        section = place.get(part)
-        if section is not None and not isinstance(section, dict):
-            above = ".".join(parents[: depth + 1])
-            raise ConfigError(
-                f"override {path}: {above} is {_short(section)}, not a section with options"
-            )
-        # A copy: what YAML's anchors share is changed in this place only.
-        place[part] = dict(section or {})
-        place = place[part]
-    try:
-        place[last] = _parse(value, f"override {path}")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; text with signs of YAML's own needs quotes") from None

@@ -29,9 +29,7 @@ def describe_run(config: Config) -> str:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     check_sizes(config.objectives, config.data.lanes, ranks)
     clip = clips.load(config.model)
-    trained = frozenset[Tower]().union(*(one.towers for one in config.objectives.values()))
-    temperature = any(one.trains_temperature for one in config.objectives.values())
-    student = clips.student_of(clip, trained, config.model, temperature)
+    student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     data = config.data.model_copy(update={"workers": 0})  # one batch is not worth their start
     batch = next(stream_batches(config.objectives, data, clip, config.seed, 0, ranks))
     lines = [

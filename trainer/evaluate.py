@@ -10,8 +10,9 @@ from accelerate import Accelerator
 
 from trainer import clip as clips
 from trainer.api import Encoder, Evaluation, Measures, Tower
-from trainer.clip import Clip, ClipEncoder, Towers
+from trainer.clip import Clip, Towers
 from trainer.config import Config, ModelConfig
+from trainer.encoder import ClipEncoder
 from trainer.runs import Run
 
 

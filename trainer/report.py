@@ -7,20 +7,19 @@ import math
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+
+from trainer.charts import Figure, Points, chart, dumbbell, histogram_pair, share
 
 Measures = Mapping[str, Any]
-Points = list[tuple[float, float]]  # (step, value)
 
 TABLE_COLUMNS = 88
 CONFIG_CHARACTERS = 60_000  # of a longer one the page shows the beginning
-MOST_POINTS = 150  # of one line; more would not be seen
 LOW, SAME, NONE = "low", "as before", ""
 GROUPS = {  # name in the results: what it is called here, what the run wants of it
     "forget": ("People to forget", LOW),
@@ -86,7 +85,7 @@ def write_report(folder: Path) -> Path:
         histograms=_histograms(before, after, groups),
         dumbbells=_dumbbells(before, after, groups),
         found=_found_charts(found, groups),
-        losses=[_chart(title, lines, "{:g}".format) for title, lines in losses.items()],
+        losses=[chart(title, lines, "{:g}".format) for title, lines in losses.items()],
         seconds=results["seconds"],
         duration=duration,
         count_people=count_people,
@@ -198,10 +197,6 @@ def attacked(measures: Measures) -> list[Group]:
     )
 
 
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
 def count_people(number: float | None) -> str:
     if number is None:
         return "the people"
@@ -292,73 +287,23 @@ def _over_steps(
     return found, losses
 
 
-# The pictures. Every one is 340 wide, so that its letters keep their size on a phone; a class
-# says what a mark is, and the style sheet of the page gives it a colour, light or dark.
-
-
-class Figure(NamedTuple):
-    title: str
-    svg: Markup
-    legend: list[str] = []  # names of the lines, in the order of their classes
-
-
-def _svg(height: float, title: str, parts: Iterable[Markup]) -> Markup:
-    return Markup(
-        '<svg viewBox="0 0 340 {:g}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
-    ).format(height, title, title, Markup("").join(parts))
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", css: str = "") -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
-        x, y, anchor, css, text
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
-    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
-        x1, y1, x2, y2, css
-    )
-
-
 def _histograms(before: Measures, after: Measures, groups: Iterable[Group]) -> list[Figure]:
     figures = []
     for group in groups:
         won = [of.get(f"{group.path}/prompts_won") or [] for of in (before, after)]
         if won[0] and len(won[0]) == len(won[1]):
-            figures.append(Figure(group.title, _histogram_pair(group.title, *won)))
+            figures.append(Figure(group.title, histogram_pair(group.title, *won)))
     return figures
-
-
-def _histogram_pair(title: str, before: Sequence[float], after: Sequence[float]) -> Markup:
-    """People by the number of prompts that name them, before above after, on one scale."""
-    most, slot, strip = max(*before, *after, 1), 332 / len(before), 64
-    parts, told = [], []
-    for moment, counts, base in (("before", before, 102), ("after", after, 208)):
-        parts.append(_text(4, base - strip - 24, moment, css=f"strong {moment}-text"))
-        parts.append(_line(4, base, 336, base, "axis"))
-        for i, count in enumerate(counts):
-            if not count:
-                continue
-            x, height = 4 + i * slot, max(1.5, strip * count / most)
-            parts.append(
-                Markup(
-                    '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}"/>'
-                ).format(x + slot * 0.1, base - height, slot * 0.8, height, moment)
-            )
-            if i == 0 or count == max(counts):
-                parts.append(_text(x + slot / 2, base - height - 4, f"{count:g}", "middle"))
-        told.append(f"{moment}, {counts[0]:g} of {sum(counts):g} people found by no prompt")
-    last = len(before) - 1
-    for prompts in sorted({0, last // 2, last}):
-        parts.append(_text(4 + (prompts + 0.5) * slot, 224, str(prompts), "middle", "muted"))
-    parts.append(_text(170, 240, "prompts that name the person; 0 is not found", "middle", "muted"))
-    return _svg(246, f"{title}: prompts won by each person; {'; '.join(told)}", parts)
 
 
 def _dumbbells(before: Measures, after: Measures, groups: Sequence[Group]) -> list[Figure]:
     def figure(title: str, rows: list[Row]) -> list[Figure]:
-        rows = [row for row in rows if None not in (row.before, row.after)]
-        return [Figure(title, _dumbbell(title, rows))] if rows else []
+        both = [
+            (row.label, row.before, row.after)
+            for row in rows
+            if row.before is not None and row.after is not None
+        ]
+        return [Figure(title, dumbbell(title, both))] if both else []
 
     def of(measure: str, some: Iterable[Group]) -> list[Row]:
         names = [(group.title, f"{group.path}/{measure}") for group in some]
@@ -374,29 +319,6 @@ def _dumbbells(before: Measures, after: Measures, groups: Sequence[Group]) -> li
     return figures + figure("Ordinary tasks, pictures classified right", _tasks(before, after))
 
 
-def _dumbbell(title: str, rows: Sequence[Row]) -> Markup:
-    """Each row from its share before (a ring) to its share after (a disc), 0 to 100 %."""
-    left, right, parts, told = 12, 192, [], []
-    for i, (label, before, after, _) in enumerate(rows):
-        y = 34 + 46 * i
-        xs = [left + (value or 0.0) * (right - left) for value in (before, after)]
-        parts += [
-            _text(4, y - 16, label),
-            _line(left, y, right, y, "grid"),
-            *(_line(x, y - 4, x, y + 4, "grid") for x in (left, (left + right) / 2, right)),
-            _line(xs[0], y, xs[1], y, "span"),
-            Markup('<circle cx="{:.1f}" cy="{}" r="7" class="ring"/>').format(xs[0], y),
-            Markup('<circle cx="{:.1f}" cy="{}" r="4" class="after"/>').format(xs[1], y),
-            _text(336, y + 4, f"{share(before)} → {share(after)}", "end", "strong"),
-        ]
-        told.append(f"{label} {share(before)} before, {share(after)} after")
-    y = 34 + 46 * len(rows) - 20
-    for x, tick, anchor in ((4, "0 %", "start"), ((left + right) / 2, "50 %", "middle")):
-        parts.append(_text(x, y, tick, anchor, "muted"))
-    parts.append(_text(right, y, "100 %", "middle", "muted"))
-    return _svg(y + 8, f"{title}: {'; '.join(told)}", parts)
-
-
 def _found_charts(found: Mapping[str, Points], groups: Sequence[Group]) -> list[Figure]:
     """Forgotten and kept over the steps; only where something was measured on the way."""
     figures = []
@@ -409,47 +331,5 @@ def _found_charts(found: Mapping[str, Points], groups: Sequence[Group]) -> list[
         }
         if lines:
             title = f"Found by {groups[0].prompts(at_least)} or more"
-            figures.append(_chart(title, lines, lambda tick: f"{100 * tick:g} %", top=1.0))
+            figures.append(chart(title, lines, lambda tick: f"{100 * tick:g} %", top=1.0))
     return figures
-
-
-def _chart(title: str, lines: Mapping[str, Points], label: Callable, top: float = 0.0) -> Figure:
-    """Lines over steps, from zero or the lowest value up; label: writes a tick of the y axis."""
-    values = [value for points in lines.values() for _, value in points]
-    ticks = _ticks(min(0.0, *values), max(top, *values))
-    last = max(step for points in lines.values() for step, _ in points)
-    low, high = ticks[0], ticks[-1]
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        return 46 + 282 * step / max(last, 1), 168 - 154 * (value - low) / (high - low)
-
-    parts = []
-    for tick in ticks:
-        _, y = place(0, tick)
-        parts += [_line(46, y, 328, y, "grid"), _text(40, y + 4, label(tick), "end", "muted")]
-    for step in (0, last):
-        parts.append(
-            _text(place(step, 0)[0], 186, f"{step:,}", "middle" if step == 0 else "end", "muted")
-        )
-    parts.append(_text(187, 186, "steps", "middle", "muted"))
-    for i, points in enumerate(lines.values()):
-        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in _thinned(points))
-        parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i % 6))
-    told = "; ".join(f"{name} from {p[0][1]:.3g} to {p[-1][1]:.3g}" for name, p in lines.items())
-    return Figure(title, _svg(194, f"{title}, over {last:,} steps: {told}", parts), list(lines))
-
-
-def _thinned(points: Points) -> Points:
-    """At most `MOST_POINTS`, each the mean of as many neighbours."""
-    size = math.ceil(len(points) / MOST_POINTS)
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(s for s, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers that enclose both."""
-    span = (high - low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= span / 4.001)
-    first, last = math.floor(low / step), math.ceil((low + span) / step - 1e-9)
-    return [float(f"{i * step:.6g}") for i in range(first, last + 1)]

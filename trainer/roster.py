@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,6 +245,20 @@ def _key_beside(roster: Path) -> bytes:
             "to be made, with which every pseudonym changes"
         )
     return key
+
+
+def names_of(people: Iterable[Identity]) -> list[str]:
+    """Names and aliases."""
+    return [name for one in people for name in (one.name, *one.aliases)]
+
+
+def refuse_named(option: str, people: Sequence[Identity], index: NameIndex, whose: str) -> None:
+    """Raises ValueError where people of one roster bear a name of another, telling how many."""
+    if shared := sum(any(map(index.names_anyone, names_of([one]))) for one in people):
+        raise ValueError(
+            f"{shared} of the {len(people)} people of `{option}` have a name {whose}; "
+            "take them out of one of the two rosters"
+        )
 
 
 def fold(text: str) -> str:

@@ -24,8 +24,9 @@ from trainer.batches import (
     check_sizes,
     stream_batches,
 )
-from trainer.clip import ClipEncoder, Towers
+from trainer.clip import Towers
 from trainer.config import Config
+from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
 from trainer.export import export
 from trainer.optim import learning_rate, make_optimizer, pull
@@ -43,12 +44,11 @@ def train(config: Config) -> None:
 
     with run.timed("load"):
         clip = clips.load(config.model)
-        trained = frozenset[Tower]().union(*(one.towers for one in objectives.values()))
-        temperature = any(one.trains_temperature for one in objectives.values())
-        student = clips.student_of(clip, trained, config.model, temperature).to(device)
-        teacher = clips.frozen(Towers(clip, trained)).to(device)
+        student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
+        student = student.to(device)
+        teacher = clips.frozen(Towers(clip, config.trained)).to(device)
         # Only evaluations need what nobody trains: it stays on the CPU until one asks.
-        rest = clips.frozen(Towers(clip, frozenset(Tower) - trained))
+        rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
         anchor = pull(student, config.optimizer.anchor)
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
         student, optimizer = accelerator.prepare(student, make_optimizer(student, config.optimizer))
