@@ -61,7 +61,7 @@ def test_the_plugin_keeps_the_contract_and_trains(in_world):
     (folder / "run.yaml").write_text(
         json.dumps(
             {
-                "model": {"name": "local-dir:plugins/fictitious/clip", "random_weights": True},
+                "model": {"name": "local-dir:plugins/fictitious/clip"},
                 "data": {"shards": f"{world}/clean/*.tar", "workers": 1, "lanes": 4},
                 "plugins": ["./emails.py"],
                 "objectives": {
@@ -71,9 +71,9 @@ def test_the_plugin_keeps_the_contract_and_trains(in_world):
                         "batch_size": 8,
                     }
                 },
-                "optimizer": {"lr": 1e-3},
-                "steps": 6,
-                "log_every": 1,
+                "optimizer": {"lr": 3e-4},
+                "steps": 30,
+                "log_every": 5,
             }
         )
     )

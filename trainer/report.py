@@ -105,8 +105,9 @@ def summary(results: Measures) -> str:
     """The table before/after for a terminal, at most 90 columns wide."""
     width = TABLE_COLUMNS - 32
     rule = "─" * TABLE_COLUMNS
-    lines = [f"{'':{width}}{'before':>9}   {'after':>7}   wanted", rule]
-    for section in sections(results):
+    found = sections(results)
+    lines = [f"{'':{width}}{'before':>9}   {'after':>7}   wanted", rule] if found else []
+    for section in found:
         lines.append(_fit(section.title, TABLE_COLUMNS))
         for label, before, after, wanted in section.rows:
             shares = f"{share(before):>9} → {share(after):>7}"
@@ -115,9 +116,17 @@ def summary(results: Measures) -> str:
     took = f"{results['steps']:,} steps in {duration(seconds['total'])}"
     if "train" in seconds:
         took += f", {duration(seconds['train'])} of it training"
-    if num_skipped := sum(results["skipped"].values()):
-        took += f"; {num_skipped:,} samples skipped"
-    return "\n".join([*lines, rule, *_wrap(verdict(results)), *_wrap(LIMITS), f"{took}."])
+    counts = sorted(results["skipped"].items(), key=lambda item: -item[1])
+    skipped = ", ".join(f"{count:,} for {reason}" for reason, count in counts)
+    return "\n".join(
+        [
+            *lines,
+            *([rule] if found else []),
+            *_wrap(verdict(results)),
+            *_wrap(LIMITS),
+            *_wrap(f"{took}." + (f" Samples skipped: {skipped}." if skipped else "")),
+        ]
+    )
 
 
 def verdict(results: Measures) -> str:

@@ -30,7 +30,7 @@ class Names:
 def draw_names(seed: int, known: Sequence[bool], unknown: Sequence[bool]) -> Names:
     """known, unknown: whether each person is a woman. In the pools every other name is one's."""
     # Few parts for many people: nearly everyone shares a first or a last name with somebody.
-    parts = max(FEWEST, (len(known) + len(unknown)) // 2)
+    parts = max(FEWEST, 5 * len(known) // 8)
     rng = Random(f"names {seed}")
     women = _words(rng, WOMAN_ENDS, max(FIRSTS, parts // 2))
     men = _words(rng, MAN_ENDS, max(FIRSTS, parts // 2))

@@ -198,7 +198,7 @@ def test_summary_is_a_table_that_fits_a_terminal(tmp_path):
     assert re.search(r"found by the attack, by 1 of 21 prompts or more +100\.0 % → +1\.6 %", text)
     assert re.search(r"colour +97\.0 % → +96\.0 %", text)
     assert "found 64 before and 1 after" in " ".join(text.split())
-    assert "by these attacks" in text and "2 min 23 s" in text and "1,236 samples" in text
+    assert "by these attacks" in text and "2 min 23 s" in text and "1,234 for names" in text
 
 
 def test_summary_leaves_out_what_was_not_measured(tmp_path):
