@@ -48,7 +48,7 @@ class Run:
         started_at = perf_counter()
         yield
         self.seconds[phase] = round(perf_counter() - started_at, 2)
-        self.say(f"{phase}: {self.seconds[phase]:.0f} s")
+        self.say(f"{phase}: {self.seconds[phase]:.1f} s")
 
     def say(self, line: str) -> None:
         if self.accelerator.is_main_process:
