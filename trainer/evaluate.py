@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from trainer import clip as clips
 from trainer.api import Encoder, Evaluation, Measures, Tower
 from trainer.clip import Clip, Towers
 from trainer.config import Config, ModelConfig
 from trainer.encoder import ClipEncoder
-from trainer.runs import Run
+from trainer.runs import Run, start
 
 
 def measure(evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder) -> Measures:
@@ -45,7 +45,8 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
     """
     if not config.evaluations:
         raise ValueError("evaluations: the configuration names none; there is nothing to measure")
-    accelerator = Accelerator(log_with=list(config.trackers) or None)
+    accelerator = start(config)
+    set_seed(config.seed)  # where the configuration's own model has random weights
     run = Run(config, accelerator)
 
     def encoder(clip: Clip) -> ClipEncoder:

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from time import perf_counter
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -18,6 +19,21 @@ from tqdm import tqdm
 from trainer.api import Measures
 from trainer.config import Config
 from trainer.report import summary, write_report
+
+
+def start(config: Config) -> Accelerator:
+    """accelerate, as it was launched. Raises ValueError where the ranks do not find each other."""
+    if not torch.accelerator.is_available() and "ACCELERATE_USE_DEEPSPEED" not in os.environ:
+        # It must be told, or each rank believes that it is alone.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, but each finds {accelerator.num_processes}; "
+            "use a file of launch/ that fits this machine"
+        )
+    return accelerator
 
 
 class Run:

@@ -46,11 +46,11 @@ def takes_short_text(tower: nn.Module, pad_id: int) -> bool:
 def short_text(tower: TextTransformer, tokens: Tensor, pad_id: int, full_length: int) -> Tensor:
     """`tower.forward` at the length of the tokens, which open_clip's refuses. Returns (n, d)."""
     if tokens.device.type == "cpu":
-        return _by_length(tower, tokens, pad_id)
-    return _cut_text(tower, tokens)
+        return by_length(tower, tokens, pad_id)
+    return cut_text(tower, tokens)
 
 
-def _by_length(tower: TextTransformer, tokens: Tensor, pad_id: int) -> Tensor:
+def by_length(tower: TextTransformer, tokens: Tensor, pad_id: int) -> Tensor:
     """Captions of like length together, in at most `GROUPS` calls: less padding is computed.
 
     A CPU's way: on a GPU small calls cost more than padding, and lengths a synchronisation.
@@ -60,12 +60,13 @@ def _by_length(tower: TextTransformer, tokens: Tensor, pad_id: int) -> Tensor:
     order = lengths.argsort(stable=True)
     num_groups = max(1, min(GROUPS, len(tokens) // MIN_GROUP))
     embedded = [
-        _cut_text(tower, tokens[rows, : int(lengths[rows[-1]])]) for rows in order.chunk(num_groups)
+        cut_text(tower, tokens[rows, : int(lengths[rows[-1]])]) for rows in order.chunk(num_groups)
     ]
     return torch.cat(embedded)[order.argsort()]
 
 
-def _cut_text(tower: TextTransformer, tokens: Tensor) -> Tensor:
+def cut_text(tower: TextTransformer, tokens: Tensor) -> Tensor:
+    """All captions at the length of the tokens: the very sums that open_clip does at its own."""
     length = tokens.shape[1]
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     mask: Any = tower.attn_mask

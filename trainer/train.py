@@ -30,12 +30,12 @@ from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
 from trainer.export import export
 from trainer.optim import learning_rate, make_optimizer, pull
-from trainer.runs import Run
+from trainer.runs import Run, start
 
 
 def train(config: Config) -> None:
     """Teach the objectives; measure before, during and after. All goes to the run's folder."""
-    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output)
+    accelerator = start(config)
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     objectives = config.objectives
     check_sizes(objectives, config.data.lanes, ranks)

@@ -15,7 +15,7 @@ CODAS = ["l", "n", "r", "s", "th", "nd", "rt", "m"]
 WOMAN_ENDS = ["a", "ia", "ine", "elle", "ana", "is"]
 MAN_ENDS = ["o", "an", "us", "or", "ek", "ard"]
 LAST_ENDS = ["er", "son", "wick", "ley", "man", "berg", "ford", "ston", "mark", "dale"]
-FIRSTS, LASTS, FEWEST = 200, 600, 8  # firsts: of women, and as many of men
+FIRSTS, LASTS, FEWEST = 200, 600, 32  # firsts: of women, and as many of men
 
 
 @dataclass(frozen=True)

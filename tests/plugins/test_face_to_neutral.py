@@ -243,7 +243,7 @@ def test_captions_that_name_someone_to_forget_are_refused_in_any_spelling(tmp_pa
 def test_a_replay_roster_with_people_to_forget_is_refused_by_count(tmp_path):
     with pytest.raises(ValueError) as raised:
         made(tmp_path, replay=["Ann Poe", "zebulon quimby"])
-    assert str(raised.value).startswith("1 of the 2 people of replay ")
+    assert str(raised.value).startswith("1 of the 2 people of `replay` ")
     assert "uimby" not in str(raised.value)
 
 
