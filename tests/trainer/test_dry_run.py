@@ -29,11 +29,11 @@ def dry_run(name: str, *more: str) -> str:
 def test_it_prints_the_whole_run(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    told = dry_run("demo", "output=runs/nothing")
+    told = dry_run("demo", "output=runs/nothing", "objectives.keep.weight=1.5", "optimizer.lr=1e-3")
     for line in (
         "text tower: 7,138,048 parameters, 809,728 of them trained",
         "image tower: 910,592 parameters, 910,592 of them trained",
-        "keep (preserve): 8 pairs a step, trains image and text, weight 2",
+        "keep (preserve): 8 pairs a step, trains image and text, weight 1.5",
         "names (name_to_person): 16 pairs a step, trains text, weight 1, 2 people to forget",
         "4 of 40 pairs: 160 in all; AdamW, lr 0.001, cosine",
         "2, 20 pairs a step each, in bf16",
