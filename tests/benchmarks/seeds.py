@@ -1,9 +1,9 @@
-"""Fresh worlds, fresh people, fresh runs: does the demo hold where nobody tuned it?
+"""Fresh worlds, fresh people, fresh runs: does the demo hold outside of its own world?
 
 For each seed a new world is drawn, the shipped tiny CLIP learns its people (contrastive, as
-configs/fictitious_clip.yaml, from the shipped weights), then forgets 64 of them as each of the
-demo's configurations says, seeded alike. Prints every seed, the mean and the worst; all of it also
-goes to runs/bench/results.json. What is done already is not done again.
+configs/fictitious_clip.yaml, from the shipped weights), then forgets 64 of them, seeded alike, as
+configs/demo.yaml says. Prints every seed, the mean and the worst; all of it also goes to
+runs/bench/results.json. What is done already is not done again: remove runs/bench to start over.
 """
 
 from __future__ import annotations
