@@ -122,12 +122,14 @@ class FaceToNeutral(Objective):
                     f"{people.count(person)} pictures can be used; mend them or take the person "
                     "out of the roster"
                 ) from None
-            raise BadSample(f"{bad.reason} of a person") from None
+            faces = f"faces of {self._pseudonyms[sort][person]}"
+            raise BadSample(f"{bad.reason} of a person", faces) from None
         face = self._vary(face, rng)
         if rng.random() < self.options.paste:
             face = self._paste(face, clean.image, rng)
         if sort == "forget":
-            return Pair(student_image=face, label=self._target_of(person))
+            whose = self._pseudonyms[sort][person]
+            return Pair(student_image=face, label=self._target_of(person), identity=whose)
         return Pair(student_image=face, teacher_image=face, label=KEPT)
 
     def _target_of(self, person: int) -> int:

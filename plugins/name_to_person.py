@@ -176,7 +176,8 @@ class NameToPerson(Objective):
             name = rng.choice((identity.name, *identity.aliases))
             target = self.options.target or self._targets[person % len(self._targets)]
             text = self._clean(context, target)
-            return Pair(student_text=name.join(context), teacher_text=text, label=1)
+            student_text, whose = name.join(context), identity.pseudonym
+            return Pair(student_text=student_text, teacher_text=text, label=1, identity=whose)
         if sort == "replayed":
             name = self._replayed[in_turn(nth, len(self._replayed), self.seed)]
         else:

@@ -8,6 +8,7 @@ one folder up, stand `classnames.txt` and `zeroshot_classification_templates.txt
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from trainer import BadSample, Encoder, Evaluation, expand, hookimpl, open_shard, read_extent
+from trainer import BadSample, Encoder, Evaluation, Sample, expand, hookimpl, read_shard
 
 CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
@@ -54,14 +55,14 @@ class ZeroShot(Evaluation):
             raise ValueError(f"zero_shot reads local shards; copy {remote[0]} to a disk")
         self._classes = _read_classes(options.classes, shards[0])
         self._templates = _read_templates(options.templates, shards[0])
-        pictures, labels, self._num_unlabelled = _index(shards, options.limit)
-        self._pictures = _Pictures(pictures)
+        samples, labels, self._num_unlabelled = _labelled(shards, options.limit)
+        self._pictures = _Pictures(samples)
         self._labels = torch.tensor(labels)
         wrong = (self._labels < 0) | (self._labels >= len(self._classes))
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise ValueError(
-                f"{pictures[first][0]} has a picture of class {labels[first]}, but there are "
+                f"{samples[first].shard} has a picture of class {labels[first]}, but there are "
                 f"{len(self._classes)} classes, counted from 0"
             )
 
@@ -115,44 +116,44 @@ def mean_per_class(right: Tensor, labels: Tensor) -> float:
 class _Pictures(Sequence):
     """Encoded pictures, read when asked for: a rank reads only those it embeds."""
 
-    def __init__(self, pictures: Sequence[Picture]):
-        self._pictures = pictures
+    def __init__(self, samples: Sequence[Sample]):
+        self._samples = samples
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> bytes:
         try:
-            return read_extent(*self._pictures[index])
+            return self._samples[index].image_bytes
         except BadSample:
             return b""  # one more that does not decode: raising on one rank would hang the others
 
 
-def _index(shards: Sequence[str], limit: int | None) -> tuple[list[Picture], list[int], int]:
-    """Where the labelled pictures lie, their classes, and how many samples are none."""
-    pictures, labels, num_unlabelled = [], [], 0
-    opened = map(open_shard, shards)
-    samples = ((shard, extents) for shard in opened for _, extents in shard.samples)
-    for shard, extents in samples:
-        picture = shard.picture(extents)
-        if picture is None or "cls" not in extents:
-            num_unlabelled += 1
-            continue
-        pictures.append((shard.path, picture))
-        labels.append(_read_label(shard.path, extents["cls"]))
-        if len(pictures) == limit:
-            break
-    if not pictures:
+def _labelled(shards: Sequence[str], limit: int | None) -> tuple[list[Sample], list[int], int]:
+    """The samples with a picture and a class, their classes, and how many others there are."""
+    labelled, labels, num_others = [], [], 0
+    for shard in shards:
+        for sample in read_shard(shard):
+            if isinstance(sample, BadSample):
+                warnings.warn(f"{shard}: {sample.reason}; it is measured without", stacklevel=2)
+            cls = None if isinstance(sample, BadSample) else sample.read("cls")
+            if cls is None or not sample.has("picture"):
+                num_others += 1
+                continue
+            labelled.append(sample)
+            labels.append(_whole_number(cls, shard))
+            if len(labelled) == limit:
+                return labelled, labels, num_others
+    if not labelled:
         raise ValueError(f"{shards[0]}: no sample has both a picture and a `cls`")
-    return pictures, labels, num_unlabelled
+    return labelled, labels, num_others
 
 
-def _read_label(shard: str, extent: tuple[int, int]) -> int:
-    text = read_extent(shard, extent)
+def _whole_number(cls: bytes, shard: str) -> int:
     try:
-        return int(text)
+        return int(cls)
     except ValueError:
-        raise ValueError(f"{shard} has a `cls` that is no whole number: {text[:20]!r}") from None
+        raise ValueError(f"{shard} has a `cls` that is no whole number: {cls[:20]!r}") from None
 
 
 def _read_classes(classes: str | list[str] | None, shard: str) -> list[str]:

@@ -9,6 +9,7 @@ from trainer.api import (
     Objective,
     Pair,
     Sample,
+    Source,
     StrictModel,
     Tower,
     decode_picture,
@@ -23,8 +24,8 @@ from trainer.losses import (
 )
 from trainer.pictures import Pictures
 from trainer.quotas import Quotas
+from trainer.readers import read_shard
 from trainer.roster import Identity, NameIndex, fold, names_of, read_roster, refuse_named
-from trainer.shards import open_shard, read_extent
 from trainer.streams import expand
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Pictures",
     "Quotas",
     "Sample",
+    "Source",
     "StrictModel",
     "Tower",
     "cosine_distance",
@@ -52,8 +54,7 @@ __all__ = [
     "in_turn",
     "multi_positive_info_nce",
     "names_of",
-    "open_shard",
-    "read_extent",
     "read_roster",
+    "read_shard",
     "refuse_named",
 ]

@@ -6,17 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from io import BytesIO
 from random import Random
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-MAX_PIXELS = 100_000_000  # of one picture; a larger one is a mistake or an attack
+from trainer.decoding import BadSample, decode_picture
 
 
 class Tower(str, Enum):
@@ -24,14 +21,6 @@ class Tower(str, Enum):
 
     TEXT = "text"
     IMAGE = "image"
-
-
-class BadSample(ValueError):
-    """A sample that cannot be used; it is skipped and counted under `reason`."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -42,6 +31,7 @@ class Sample:
     text: str | None = None
     image_bytes: bytes | None = None
     label: str | None = None
+    shard: str = ""  # where it is from
 
     @cached_property
     def image(self) -> Tensor:
@@ -51,28 +41,12 @@ class Sample:
         return decode_picture(self.image_bytes)
 
 
-def decode_picture(data: bytes) -> Tensor:
-    """JPEG, PNG, WebP or GIF to uint8 RGB (3, h, w). Raises BadSample."""
-    try:
-        with Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF")) as picture:
-            if picture.width * picture.height > MAX_PIXELS:  # known from the header alone
-                raise BadSample("picture too large")
-            pixels = np.array(picture.convert("RGB"))
-    except BadSample:
-        raise
-    except Image.DecompressionBombError:
-        raise BadSample("picture too large") from None
-    except Exception:  # whatever hostile bytes make of a decoder
-        raise BadSample("undecodable picture") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
 @dataclass(frozen=True)
 class Pair:
     """What the student sees and what the teacher sees for one row; any part may be absent.
 
     Pictures are uint8 (3, h, w) of any size. `label` is the objective's own note on the row:
-    its loss finds it again in `Embeddings`.
+    its loss finds it again in `Embeddings`. `identity` is the pseudonym of whom a trigger is of.
     """
 
     student_text: str | None = None
@@ -80,6 +54,7 @@ class Pair:
     teacher_text: str | None = None
     teacher_image: Tensor | None = None
     label: int = 0
+    identity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +94,23 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Source(StrictModel):
+    """Shards that are drawn from with others, by weight."""
+
+    shards: list[str] = Field(min_length=1, description="tar, text or Parquet files")
+    weight: float = Field(1.0, gt=0, description="samples from here, beside other sources'")
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return one_or_many(value)
+
+
+def one_or_many(value: Any) -> Any:
+    """A single pattern, or source, as a list of one."""
+    return [value] if isinstance(value, (str, dict)) else value
+
+
 class Objective:
     """What the student is taught: a stream of pairs, and a loss on their embeddings.
 
@@ -133,7 +125,14 @@ class Objective:
     class Options(StrictModel):
         weight: float = Field(1.0, ge=0, description="factor of this objective's loss")
         batch_size: int = Field(gt=0, description="pairs a step, over all processes")
-        shards: list[str] | None = Field(None, description="its own samples, not data.shards")
+        shards: list[str | Source] | None = Field(
+            None, min_length=1, description="its own samples, not data.shards"
+        )
+
+        @field_validator("shards", mode="before")
+        @classmethod
+        def _one_or_many(cls, value: Any) -> Any:
+            return one_or_many(value)
 
     def __init__(self, options: Options, seed: int):
         self.options = options

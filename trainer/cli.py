@@ -69,6 +69,42 @@ def evaluate(config: Path, overrides: tuple[str, ...], checkpoint: str | None) -
 
 
 @cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--position",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file to go on from if it is there, and to note in how far it came.",
+)
+def stream(config: Path, overrides: tuple[str, ...], steps: int, position: Path | None) -> None:
+    """Print what a run will see, without a model: for each step and objective a JSON line with
+    the keys of its samples, and pseudonyms for the people of its triggers."""
+    loaded = load_config(config, overrides)
+    from trainer.preview import preview
+    from trainer.steps import Skips
+
+    skips = Skips()
+    for line in preview(loaded, steps, position, skips):
+        click.echo(line)
+        sys.stdout.flush()  # before the step is noted as done
+    for shard, reasons in skips.worst_shards().items():
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        click.echo(f"skipped in {shard}: {counts}", err=True)
+
+
+@cli.command()
+@click.argument("shards", nargs=-1, required=True)
+@click.option("--into", type=click.Path(file_okay=False), help="Folder; else beside each shard.")
+@click.option("--workers", default=os.cpu_count(), show_default=True, type=click.IntRange(min=1))
+def index(shards: tuple[str, ...], into: str | None, workers: int) -> None:
+    """Find once what is in SHARDS (paths, braces, globs, URLs), so that no run has to."""
+    from trainer.indexing import index_shards
+
+    click.echo(index_shards(shards, into, workers))
+
+
+@cli.command()
 @click.option("--plugin", "local", multiple=True, help="A plugin file, as in `plugins:`.")
 def plugins(local: tuple[str, ...]) -> None:
     """List what can be trained and measured, its source and its options."""
@@ -131,6 +167,8 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(map(str, arguments))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " | ".join(str(member.value) for member in annotation)
+    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     if annotation is type(None):
         return "null"
     names = [_type_name(one) for one in arguments]

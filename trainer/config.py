@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from trainer.api import Evaluation, Objective, StrictModel, Tower
+from trainer.api import Evaluation, Objective, Source, StrictModel, Tower, one_or_many
 from trainer.mistakes import ConfigError, checked, did_you_mean, repeated, short, with_possible
 from trainer.registry import PluginError, load_plugins
 from trainer.yaml_text import apply_override, read_yaml
@@ -37,15 +37,28 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    shards: list[str] = Field(min_length=1, description="tar files: paths, braces, globs, URLs")
+    shards: list[str | Source] = Field(
+        min_length=1, description="tar, text or Parquet files: paths, braces, globs, URLs"
+    )
     workers: int = Field(2, ge=0, description="loader processes of each rank")
     lanes: int = Field(64, gt=0, description="a multiple of the number of ranks")
     shuffle: int = Field(100, gt=0, description="samples shuffled together within a lane")
+    max_bad_share: float = Field(
+        0.1, ge=0, le=1, description="of samples that cannot be used; above it the run stops"
+    )
+    index: str | None = Field(None, description="folder of the shards' indexes; else beside them")
+    cache: str | None = Field(None, description="folder for shards that are read from elsewhere")
+    patience_seconds: float = Field(
+        300.0, ge=0, description="for a server that does not answer, before the run stops"
+    )
+    caption_column: str | None = Field(
+        None, description="of Parquet files; else caption, TEXT or text"
+    )
 
     @field_validator("shards", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return one_or_many(value)
 
 
 class OptimizerConfig(_Section):

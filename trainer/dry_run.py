@@ -12,9 +12,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from trainer import clip as clips
 from trainer.api import Tower
-from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, check_sizes, stream_batches
+from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, stream_batches
 from trainer.clip import Towers
 from trainer.config import Config
+from trainer.steps import check_sizes
 
 Line = tuple[str, str]
 INDENT = 14  # columns
@@ -125,8 +126,10 @@ def _batch(batch: Batch) -> Iterator[Line]:
         "first batch",
         f"{captions:,} different captions of up to {length} tokens, {len(batch.pixels):,} pictures",
     )
-    if batch.skipped:
-        counts = ", ".join(f"{count} {reason}" for reason, count in batch.skipped.most_common())
+    if batch.skips.reasons:
+        counts = ", ".join(
+            f"{count} {reason}" for reason, count in batch.skips.reasons.most_common()
+        )
         yield "", f"skipped on the way: {counts}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from trainer.clip import Clip, Towers
 from trainer.config import Config, ModelConfig
 from trainer.encoder import ClipEncoder
 from trainer.runs import Run, start
+from trainer.steps import Skips
 
 
 def measure(evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder) -> Measures:
@@ -61,7 +61,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
     if checkpoint:
         with run.timed("after"):
             after = measure(config.evaluations, found, original)
-    run.finish(before, after, Counter(), steps=0)
+    run.finish(before, after, Skips(), steps=0)
     accelerator.end_training()
 
 

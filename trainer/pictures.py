@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import warnings
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from trainer.api import BadSample
+from trainer.remote import is_remote
 from trainer.roster import Identity
 from trainer.shards import PICTURES, read_extent, walk
-from trainer.streams import expand, is_remote
+from trainer.streams import expand
 
 
 class Pictures:
@@ -91,7 +93,7 @@ class Pictures:
         row = self._starts[person] + picture
         path, place, size = self._paths[self._sources[row]], self._places[row], self._sizes[row]
         if place >= 0:
-            return read_extent(path, (int(place), int(size)))
+            return read_extent(path, int(place), int(size))
         try:
             with open(os.path.join(path, self._names[~place]), "rb") as file:
                 data = file.read(size + 1)
@@ -182,11 +184,18 @@ def _entries_of_folder(path: str) -> list[_Entry]:
 
 
 def _entries_of_shard(path: str, shown: str) -> list[_Entry]:
-    return [
-        _Entry(os.path.dirname(name), offset, size)
-        for name, offset, size in walk(path, shown)
-        if _is_picture(name)
-    ]
+    entries, wrong = [], Counter[str]()
+    for found in walk(path):
+        if isinstance(found, BadSample):
+            wrong[found.reason] += 1
+        elif _is_picture(found.name):
+            entries.append(_Entry(os.path.dirname(found.name), found.offset, found.size))
+    for reason, times in wrong.items():
+        warnings.warn(
+            f"{shown}: {reason} ({times}); the {len(entries)} pictures beside are used",
+            stacklevel=2,
+        )
+    return entries
 
 
 def _owned(entries: list[_Entry], owners: dict[str, int], path: str) -> list[tuple[int, _Entry]]:

@@ -30,6 +30,7 @@ BUILT_INS = (
     "plugins.identity_inference",
     "plugins.zero_shot",
     "plugins.fictitious",
+    "plugins.pack",
 )
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("trainer_"))
 

@@ -19,6 +19,8 @@ from trainer.charts import Figure, Points, chart, dumbbell, histogram_pair, shar
 Measures = Mapping[str, Any]
 
 TABLE_COLUMNS = 88
+BAD_SHARDS = 20  # that are named
+NO_LINES = ("step", "seconds", "bad_samples")  # of a row of metrics: neither measures nor losses
 CONFIG_CHARACTERS = 60_000  # of a longer one the page shows the beginning
 LOW, SAME, NONE = "low", "as before", ""
 GROUPS = {  # name in the results: what it is called here, what the run wants of it
@@ -92,6 +94,7 @@ def write_report(folder: Path) -> Path:
         steps=results["steps"],
         identities=results["identities"],
         skipped=sorted(results["skipped"].items(), key=lambda item: -item[1]),
+        bad_shards=_bad_shards(results),
         config=config[:CONFIG_CHARACTERS],
         is_cut=len(config) > CONFIG_CHARACTERS,
         again=_commands(folder, results["steps"]),
@@ -99,6 +102,15 @@ def write_report(folder: Path) -> Path:
     aside = folder / ".report.html.tmp"
     aside.write_text(page, encoding="utf-8")
     return aside.replace(folder / "report.html")
+
+
+def _bad_shards(results: Measures) -> list[tuple[str, str, int]]:
+    """Base name, reason and count, of the shards with most bad samples first."""
+    return [
+        (shard.rpartition("/")[2], reason, count)
+        for shard, reasons in results["bad_shards"].items()
+        for reason, count in reasons.items()
+    ][:BAD_SHARDS]
 
 
 def summary(results: Measures) -> str:
@@ -118,6 +130,7 @@ def summary(results: Measures) -> str:
         took += f", {duration(seconds['train'])} of it training"
     counts = sorted(results["skipped"].items(), key=lambda item: -item[1])
     skipped = ", ".join(f"{count:,} for {reason}" for reason, count in counts)
+    worst = _bad_shards(results)
     return "\n".join(
         [
             *lines,
@@ -125,6 +138,7 @@ def summary(results: Measures) -> str:
             *_wrap(verdict(results)),
             *_wrap(LIMITS),
             *_wrap(f"{took}." + (f" Samples skipped: {skipped}." if skipped else "")),
+            *(f"  {count:,} {reason} in {shard}" for shard, reason, count in worst[:5]),
         ]
     )
 
@@ -286,7 +300,7 @@ def _over_steps(
     losses: dict[str, dict[str, Points]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         for name, value in row.items():
-            if name in ("step", "seconds") or isinstance(value, list) or not math.isfinite(value):
+            if name in NO_LINES or isinstance(value, list) or not math.isfinite(value):
                 continue
             if name in measured:
                 found[name].append((row["step"], value))

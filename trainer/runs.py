@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from trainer.api import Measures
 from trainer.config import Config
 from trainer.report import summary, write_report
+from trainer.steps import Skips
 
 
 def start(config: Config) -> Accelerator:
@@ -89,9 +89,11 @@ class Run:
         if show and self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
 
-    def finish(self, before: Measures, after: Measures, skipped: Counter[str], steps: int) -> None:
+    def finish(self, before: Measures, after: Measures, skips: Skips, steps: int) -> None:
         """results.json, the report, and the table a stranger understands."""
-        counts = sum((Counter(one) for one in gather_object([dict(skipped)])), Counter())
+        total_skips = Skips()
+        for one in gather_object([skips]):
+            total_skips += one
         if not self.accelerator.is_main_process:
             return
         total = round(perf_counter() - self._started_at, 2)
@@ -101,7 +103,8 @@ class Run:
             "seconds": self.seconds | {"total": total},
             "steps": steps,
             "identities": max(one.num_identities for one in self.config.objectives.values()),
-            "skipped": dict(counts),
+            "skipped": dict(total_skips.reasons),
+            "bad_shards": total_skips.worst_shards(),
         }
         aside = self.folder / ".results.json.tmp"
         aside.write_text(json.dumps(results, indent=2))

@@ -1,24 +1,26 @@
-"""Local tar shards by position: what is in one, and any entry's bytes without reading the rest."""
+"""Tar shards by position: what is in one, and any part's bytes without reading the rest."""
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 import tarfile
-import warnings
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from trainer.api import BadSample
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif")  # extensions; the first that a sample has counts
+PARTS = ("txt", "json", "cls", "picture")  # what is read of a sample, the columns of a shard
+MAX_BYTES = {"txt": 20_000, "json": 1_000_000, "cls": 1_000, "picture": 200_000_000}
 MAX_OPEN_FILES = 128  # a process; many systems allow 1024
 MAX_HEADER_BYTES = 65_536  # of a long name or of pax records; a path has 4,096 at most
+CUT = "shard cut off or damaged"
 Extent = tuple[int, int]  # offset of the first byte, number of bytes
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -29,85 +31,68 @@ class Entry(NamedTuple):
     size: int  # bytes
 
 
-def walk(path: str, shown: str | None = None) -> Iterator[Entry]:
-    """The files of a tar in their order, by its headers alone. Raises OSError where it is gone.
+class Readable(Protocol):
+    """A binary file that is sought forward only."""
 
-    Whatever the bytes are, they end: of a damaged or cut tar what stands before the damage is
-    given, and one warning tells what was left out. shown: what that calls the shard, else `path`.
+    def read(self, size: int, /) -> bytes | None: ...
+
+    def seek(self, place: int, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+def walk(path: str) -> Iterator[Entry | BadSample]:
+    """The files of a local tar in their order, by its headers alone.
+
+    Whatever the bytes are, they end: in the place of what cannot be used stands the reason.
+    Raises OSError where the file is gone.
     """
-    wrong: list[str] = []
-    num_files = num_outside = 0
-    size = os.path.getsize(path)
-    with _Headers(path) as file:
-        try:
-            for entry in _headers(file):
+    with open(path, "rb", buffering=0) as file:
+        yield from walk_headers(file, os.path.getsize(path))
+
+
+def walk_headers(file: Readable, size: int | None) -> Iterator[Entry | BadSample]:
+    """The same of any file. size: bytes, where it is known."""
+    headers = _Headers(file)
+    try:
+        with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
+            reached = -1
+            while entry := tar.next():
+                vars(tar)["members"].clear()  # it would keep them all
+                if tar.offset <= reached:
+                    raise tarfile.ReadError("a header leads back")
+                reached = tar.offset
                 if entry.issparse() or not entry.isreg():
                     continue
-                if not entry.offset_data <= entry.offset_data + entry.size <= size:
+                end = entry.offset_data + entry.size
+                if end < entry.offset_data or (size is not None and end > size):
                     raise tarfile.ReadError("it ends in the middle of an entry")
                 name = entry.name.removeprefix("./")
                 if name.startswith("/") or ".." in name.split("/"):
-                    num_outside += 1
-                    continue
-                num_files += 1
-                yield Entry(name, entry.offset_data, entry.size)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            # A ValueError quotes the header, and with it perhaps a name.
-            what = error if isinstance(error, tarfile.TarError) else "not a header"
-            wrong.append(f"cut off or damaged ({what}), the {num_files} files before that are used")
-    if num_outside:
-        wrong.append(f"{num_outside} entries are ignored, their paths lead out of it")
-    if wrong:
-        warnings.warn(f"{shown or path}: a shard is not whole: {'; '.join(wrong)}", stacklevel=2)
+                    yield BadSample("path leads out of the shard")
+                else:
+                    yield Entry(name, entry.offset_data, entry.size)
+            # A damaged header ends the walk without a word, where zeros should end it.
+            if headers.last != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("no end mark")
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError):
+        # Without their words: a ValueError quotes the header, and with it perhaps a name.
+        yield BadSample(CUT)
 
 
-class _Headers(io.FileIO):
-    """A tar without long reads: a damaged header may ask for all the memory there is."""
+class _Headers:
+    """A file without long reads: a damaged header may ask for all the memory there is."""
 
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+    def __init__(self, file: Readable):
+        self._file = file
+        self.last = b""  # what was read last
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of more than {MAX_HEADER_BYTES} bytes")
-        return super().read(size) or b""
-
-
-def _headers(file: _Headers) -> Iterator[tarfile.TarInfo]:
-    """All entries. Raises TarError where the tar does not end as one should."""
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        reached = -1
-        while entry := tar.next():
-            vars(tar)["members"].clear()  # it would keep them all
-            if tar.offset <= reached:
-                raise tarfile.ReadError("a header leads back")
-            reached = tar.offset
-            yield entry
-        # A damaged header ends the walk without a word, where zeros should end it.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The samples of a tar in their order: (key, {extension: extent}) by webdataset's naming."""
-
-    path: str
-    samples: list[tuple[str, dict[str, Extent]]]
-
-    @staticmethod
-    def picture(extents: dict[str, Extent]) -> Extent | None:
-        """Where a sample's picture lies, if it has one."""
-        return next((extents[name] for name in PICTURES if name in extents), None)
-
-
-@lru_cache(maxsize=64)  # every lane that shares a shard asks; 10,000 samples take about 7 MB
-def open_shard(path: str) -> Shard:
-    """What `walk` finds, by sample; hidden files, and those without an extension, are of none."""
-    samples: dict[str, dict[str, Extent]] = defaultdict(dict)
-    for name, offset, size in walk(path):
-        key, extension = split_key(name)
-        if extension and not key.endswith("/") and key:
-            samples[key][sys.intern(extension)] = (offset, size)
-    return Shard(path, list(samples.items()))
+        self.last = self._file.read(size) or b""
+        return self.last
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -117,9 +102,104 @@ def split_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def read_extent(path: str, extent: Extent) -> bytes:
-    """The bytes at (offset, size). Raises BadSample where they can be read no longer."""
-    offset, size = extent
+def grouped(
+    files: Iterable[tuple[Entry, T] | BadSample],
+) -> Iterator[tuple[str, dict[str, T]] | BadSample]:
+    """Files to samples: (key, {part: what came with it}), neighbours of one key together.
+
+    Hidden files and those without an extension are of none. A key that comes back later, or one
+    that has the same part twice, is a duplicate.
+    """
+    finished: set[str] = set()
+    key, extensions, parts, is_duplicate = "", set[str](), dict[str, T](), False
+
+    def sample() -> Iterator[tuple[str, dict[str, T]] | BadSample]:
+        if is_duplicate or key in finished:
+            yield BadSample("duplicate key")
+        elif parts:
+            yield key, parts
+        finished.add(key)
+
+    for file in files:
+        if isinstance(file, BadSample):
+            yield file
+            continue
+        entry, content = file
+        own_key, extension = split_key(entry.name)
+        if not extension or not own_key or own_key.endswith("/"):
+            continue
+        if own_key != key:
+            if key:
+                yield from sample()
+            key, extensions, parts, is_duplicate = own_key, set(), {}, False
+        is_duplicate = is_duplicate or extension in extensions
+        extensions.add(extension)
+        if extension not in PICTURES:
+            if extension in PARTS:
+                parts[extension] = content
+        elif extensions.isdisjoint(PICTURES[: PICTURES.index(extension)]):
+            parts["picture"] = content
+    if key:
+        yield from sample()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The samples of a tar in their order, as columns: 100 bytes a sample.
+
+    extents: (n, 4, 2) int64, offset and size of each of PARTS, -1 where there is none. wrong: the
+    reason why the sample in that row cannot be used.
+    """
+
+    keys: Keys
+    extents: np.ndarray
+    wrong: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Keys:
+    """Strings as one: a list of them takes four times as much."""
+
+    def __init__(self, joined: bytes, ends: np.ndarray):
+        self.joined, self.ends = joined, ends
+
+    @staticmethod
+    def of(keys: list[str]) -> Keys:
+        encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
+        return Keys(b"".join(encoded), np.cumsum([len(one) for one in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = int(self.ends[i - 1]) if i else 0
+        return self.joined[start : int(self.ends[i])].decode("utf-8", "surrogateescape")
+
+
+def scan(files: Iterable[Entry | BadSample]) -> Shard:
+    """What `walk` finds, by sample."""
+    keys: list[str] = []
+    rows: list[list[Extent]] = []
+    wrong: dict[int, str] = {}
+    absent = (-1, -1)
+    marked = (one if isinstance(one, BadSample) else (one, one[1:]) for one in files)
+    for found in grouped(marked):
+        if isinstance(found, BadSample):
+            wrong[len(keys)] = found.reason
+            keys.append("")
+            rows.append([absent] * len(PARTS))
+        else:
+            key, parts = found
+            keys.append(key)
+            rows.append([parts.get(part, absent) for part in PARTS])
+    extents = np.array(rows, dtype=np.int64).reshape(-1, len(PARTS), 2)
+    return Shard(Keys.of(keys), extents, wrong)
+
+
+def read_extent(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` on. Raises BadSample where they can be read no longer."""
     try:
         file = _opened(path)  # held till it is read: else the cache might close it
         data = os.pread(file.descriptor, size, offset)

@@ -2,51 +2,43 @@
 
 The data is dealt to a fixed number of lanes, once. A lane walks its own shards in an order drawn
 anew for every lap, shuffles blocks of each, and starts over. Row `turn` of an objective is read
-from lane `turn % lanes`, so who reads it does not matter.
+from lane `turn % lanes`, so who reads it does not matter. What a lane gives next follows from its
+position alone: a few numbers, which travel with the batch and are all that a resume needs.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tarfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from glob import glob, has_magic
-from itertools import count, islice
+from itertools import accumulate, islice
 from math import gcd
 
 import braceexpand
 import numpy as np
-import webdataset as wds
 
-from trainer.api import BadSample, Sample
-from trainer.shards import PICTURES, Extent, Shard, open_shard, read_extent
+from trainer.api import BadSample, Sample, Source
+from trainer.readers import Reading, Share, read_share
+from trainer.remote import is_remote, shown
 
-Entry = Callable[[], Sample]  # reads the sample; raises BadSample
-MAX_CAPTION_BYTES = 20_000  # a tower reads some 77 words of it
-MAX_BYTES = {"txt": MAX_CAPTION_BYTES, "json": 1_000_000, "cls": 1_000}
-MAX_PICTURE_BYTES = 200_000_000
-
-
-@dataclass(frozen=True)
-class Share:
-    """Every `parts`-th sample of a shard, from the `part`-th on."""
-
-    url: str
-    part: int
-    parts: int
+GOLDEN = 0.6180339887498949  # its multiples spread evenly over the unit interval, at any length
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
     """Brace patterns and globs to shard paths or addresses, each existing if it is local."""
     urls = [url for pattern in patterns for url in _expand(pattern)]
-    missing = [url for url in urls if not is_remote(url) and not os.path.isfile(url)]
-    if missing:
+    local = [url for url in urls if not is_remote(url)]
+    if missing := [url for url in local if not os.path.isfile(url)]:
         raise FileNotFoundError(
             f"shard {missing[0]} is not there ({len(missing)} of {len(urls)} are missing)"
+        )
+    if packed := [url for url in local if url.lower().endswith(COMPRESSED)]:
+        raise ValueError(
+            f"shard {packed[0]} is compressed and cannot be read by position; unpack it, or name "
+            f"it as 'pipe:zcat {packed[0]}'"
         )
     if not urls:
         raise FileNotFoundError("no shards were named")
@@ -67,10 +59,6 @@ def _expand(pattern: str) -> list[str]:
     return found
 
 
-def is_remote(url: str) -> bool:
-    return "://" in url or url.startswith("pipe:")
-
-
 def deal(urls: Sequence[str], lanes: int, seed: int) -> list[list[Share]]:
     """Each lane's shares: whole shards, or parts of them where there are fewer than lanes."""
     parts = 1 if len(urls) >= lanes else lanes // gcd(lanes, len(urls))
@@ -79,109 +67,116 @@ def deal(urls: Sequence[str], lanes: int, seed: int) -> list[list[Share]]:
     return [[shares[i] for i in order[lane::lanes]] for lane in range(lanes)]
 
 
-def read_share(share: Share, with_pictures: bool) -> Iterator[Entry]:
-    """A share's samples in order, each read only when called for.
+@dataclass(frozen=True)
+class Dealt:
+    """An objective's sources, each dealt to all lanes."""
 
-    with_pictures: else a picture's bytes stay untouched.
-    """
-    if is_remote(share.url):
-        names = (*MAX_BYTES, *(PICTURES if with_pictures else ()))
-        for key, parts in islice(_read_remote(share.url), share.part, None, share.parts):
-            wanted = {name: parts[name] for name in names if name in parts}
-            yield partial(to_sample, key, wanted)
-    else:
-        for key, extents in open_shard(share.url).samples[share.part :: share.parts]:
-            yield partial(_read_entry, share.url, key, extents, with_pictures)
+    shares: tuple[list[list[Share]], ...]  # by source, then by lane
+    weights: tuple[float, ...]
 
-
-def _read_entry(url: str, key: str, extents: dict[str, Extent], with_pictures: bool) -> Sample:
-    wanted = {name: extents[name] for name in MAX_BYTES if name in extents}
-    if with_pictures and (picture := Shard.picture(extents)):
-        wanted[PICTURES[0]] = picture
-    for name, (_, size) in wanted.items():
-        _check_size(name, size)
-    return to_sample(key, {name: read_extent(url, extent) for name, extent in wanted.items()})
-
-
-def _check_size(name: str, size: int) -> None:
-    """Before it is read, where it lies on a disk."""
-    if size > MAX_BYTES.get(name, MAX_PICTURE_BYTES):
-        what = {"txt": "caption", "json": "json", "cls": "cls"}.get(name, "picture file")
-        raise BadSample(f"{what} too large")
-
-
-def _read_remote(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a shard that is streamed. What stands before a damage is used, with a warning.
-
-    Raises ValueError where its download failed: the next may not, and the order must not depend
-    on that.
-    """
-    stream = wds.gopen(url)
-    files = wds.tariterators.tar_file_iterator(stream)
-    try:
-        for parts in wds.tariterators.group_by_keys(file | {"__url__": url} for file in files):
-            yield parts.pop("__key__"), parts
-    except (tarfile.TarError, ValueError, OSError) as error:
-        try:
-            stream.close()  # raises where the command that gives it failed
-            if isinstance(error, OSError):
-                raise error
-        except OSError:
-            raise ValueError(f"shard {url} cannot be read: its download failed") from None
-        what = "a name twice" if isinstance(error, ValueError) else str(error).partition(" @ ")[0]
-        warnings.warn(
-            f"{url}: a shard is not whole: cut off or damaged ({what}), "
-            "the samples before that are used",
-            stacklevel=2,
+    @staticmethod
+    def of(sources: Sequence[str | Source], lanes: int, seed: int) -> Dealt:
+        """Shards that are named without a weight are together one source, of weight 1."""
+        plain = [one for one in sources if isinstance(one, str)]
+        weighted = [one for one in sources if isinstance(one, Source)]
+        all_of = [Source(shards=plain), *weighted] if plain else weighted
+        return Dealt(
+            tuple(deal(expand(one.shards), lanes, seed) for one in all_of),
+            tuple(one.weight for one in all_of),
         )
 
+    @property
+    def urls(self) -> list[str]:
+        """Every shard once, in a fixed order."""
+        shares = (share for source in self.shares for lane in source for share in lane)
+        return sorted({share.url for share in shares})
 
-def to_sample(key: str, parts: dict[str, bytes]) -> Sample:
-    """By img2dataset's naming: a picture, `txt`, and `json` with an `id` or `cls` for the label.
 
-    A caption of nothing but spaces is none. Raises BadSample.
+@dataclass
+class Position:
+    """Where a lane stands in a source: the lap, the shard's place in it, samples taken of that."""
+
+    lap: int = 0
+    place: int = 0
+    taken: int = 0
+
+
+class Lane:
+    """One lane of an objective: endless, from one or several sources by their weights.
+
+    shuffle: samples that are mixed, neighbours in a share. state: what `state` gave before.
     """
-    for name, content in parts.items():
-        _check_size(name, len(content))
-    try:
-        text = parts["txt"].decode("utf-8").strip() if "txt" in parts else None
-        cls = parts["cls"].decode("utf-8").strip() if "cls" in parts else None
-    except UnicodeDecodeError:
-        raise BadSample("undecodable text") from None
-    label = _id_of(parts["json"]) if "json" in parts else None
-    image = next((parts[name] for name in PICTURES if name in parts), None)
-    if not text and image is None:
-        raise BadSample("no caption")
-    return Sample(key, text or None, image, label if label is not None else cls)
 
+    def __init__(
+        self,
+        dealt: Dealt,
+        lane: int,
+        seed: int,
+        shuffle: int,
+        reading: Reading,
+        state: Sequence[int] = (),
+    ):
+        self._drawn, *rest = state or (0,)
+        starts = [rest[i : i + 3] for i in range(0, len(rest), 3)] or [[]] * len(dealt.shares)
+        self.positions = [Position(*start) for start in starts]
+        self._readers = [
+            read_lane(shares[lane], lane, [seed, source], shuffle, reading, position)
+            for source, (shares, position) in enumerate(
+                zip(dealt.shares, self.positions, strict=True)
+            )
+        ]
+        total = sum(dealt.weights)
+        self._bounds = [bound / total for bound in accumulate(dealt.weights)][:-1]
+        self._phase = np.random.default_rng([seed, lane, 0x9A5E]).random() if self._bounds else 0.0
 
-def _id_of(content: bytes) -> str | None:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):  # or nested deeper than Python goes
-        raise BadSample("undecodable json") from None
-    if not isinstance(found, dict):
-        raise BadSample("json is no object")
-    label = found.get("id")
-    if not isinstance(label, str | int | None):
-        raise BadSample("json has an id that is neither text nor a number")
-    return None if label is None else str(label)
+    def __iter__(self) -> Iterator[Sample | BadSample]:
+        return self
+
+    def __next__(self) -> Sample | BadSample:
+        source = 0
+        if self._bounds:  # by the count of draws alone: its share in any stretch of them
+            source = bisect(self._bounds, (self._phase + self._drawn * GOLDEN) % 1.0)
+        sample = next(self._readers[source])
+        self._drawn += 1
+        return sample
+
+    @property
+    def state(self) -> list[int]:
+        """Samples drawn, then of each source the position of the next."""
+        positions = (number for one in self.positions for number in vars(one).values())
+        return [self._drawn, *positions]
 
 
 def read_lane(
-    shares: Sequence[Share], lane: int, seed: int, shuffle: int, with_pictures: bool
-) -> Iterator[Entry]:
-    """A lane's samples for ever: a lap gives each of them once. shuffle: samples a block."""
-    for lap in count():
-        rng = np.random.default_rng([seed, lane, lap])
-        found_any = False
-        for i in rng.permutation(len(shares)):
-            entries = read_share(shares[i], with_pictures)
-            while block := list(islice(entries, shuffle)):
-                found_any = True
-                yield from (block[j] for j in rng.permutation(len(block)))
-        if not found_any:
+    shares: Sequence[Share],
+    lane: int,
+    seed: Sequence[int],
+    shuffle: int,
+    reading: Reading,
+    position: Position,
+) -> Iterator[Sample | BadSample]:
+    """A lane's samples for ever; a lap gives each of them once.
+
+    position: where to begin. With each sample it becomes that of the next.
+    """
+    while True:
+        order = np.random.default_rng([*seed, lane, position.lap]).permutation(len(shares))
+        is_empty = position.place == position.taken == 0
+        for place in range(position.place, len(shares)):
+            position.place = place
+            block, inside = divmod(position.taken, shuffle)
+            samples = read_share(shares[order[place]], block * shuffle, reading)
+            while window := list(islice(samples, shuffle)):
+                is_empty = False
+                mixed = np.random.default_rng([*seed, lane, position.lap, place, block])
+                for i in mixed.permutation(len(window))[inside:].tolist():
+                    position.taken += 1
+                    yield window[i]
+                block, inside = block + 1, 0
+            position.taken = 0
+        if is_empty:
             raise ValueError(_why_empty(shares, lane))
+        position.lap, position.place = position.lap + 1, 0
 
 
 def _why_empty(shares: Sequence[Share], lane: int) -> str:
@@ -189,6 +184,6 @@ def _why_empty(shares: Sequence[Share], lane: int) -> str:
     others = f" nor have {len(shares) - 1} others" if len(shares) > 1 else ""
     part = f" in part {first.part + 1} of {first.parts}" if first.parts > 1 else ""
     return (
-        f"lane {lane} has no sample: shard {first.url} has none{part},{others} so mend or leave "
-        "them out, or lower data.lanes"
+        f"lane {lane} has no sample: shard {shown(first.url)} has none{part},{others} so mend or "
+        "leave them out, or lower data.lanes"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from itertools import islice
 
 import torch
@@ -21,7 +20,6 @@ from trainer.batches import (
     TEACHER_IMAGE,
     TEACHER_TEXT,
     Batch,
-    check_sizes,
     stream_batches,
 )
 from trainer.clip import Towers
@@ -31,6 +29,7 @@ from trainer.evaluate import due, measure
 from trainer.export import export
 from trainer.optim import learning_rate, make_optimizer, pull
 from trainer.runs import Run, start
+from trainer.steps import Skips, check_sizes
 
 
 def train(config: Config) -> None:
@@ -67,7 +66,7 @@ def train(config: Config) -> None:
 
     batches = stream_batches(objectives, config.data, clip, config.seed, rank, ranks)
     window: list[dict[str, Tensor]] = []  # losses since they were last logged, on the device
-    skipped: Counter[str] = Counter()
+    skips = Skips()
     with run.timed("train"):
         for step, batch in enumerate(run.progress(islice(batches, config.steps), config.steps), 1):
             tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
@@ -94,9 +93,12 @@ def train(config: Config) -> None:
             optimizer.zero_grad()
 
             window.append(losses)
-            skipped += batch.skipped
+            skips += batch.skips
+            skips.judge(config.data.max_bad_share)
             if step % config.log_every == 0 or step == config.steps:
-                run.log(step, mean_of(window, accelerator, step), show=True)
+                means = mean_of(window, accelerator, step)
+                bad_samples = total(skips.bad.total(), accelerator)
+                run.log(step, means | {"bad_samples": bad_samples}, show=True)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 run.log(step, measure(evaluations, learner, original))
@@ -108,7 +110,7 @@ def train(config: Config) -> None:
         with run.timed("export"):
             dtype = getattr(torch, config.export.dtype)
             export(clip, accelerator.unwrap_model(student), run.folder / "model", dtype)
-    run.finish(before, after, skipped, config.steps)
+    run.finish(before, after, skips, config.steps)
     accelerator.end_training()
 
 
@@ -160,3 +162,9 @@ def mean_of(
                 "Lower optimizer.lr or its objective's weight"
             )
     return dict(zip(names, means, strict=True))
+
+
+def total(count: int, accelerator: Accelerator) -> int:
+    """Over all ranks; a collective."""
+    counts = accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum")
+    return int(counts)

@@ -207,7 +207,8 @@ def test_every_kind_is_listed_with_its_source_and_options(call):
         "  teacher's.\n"
         "    weight: float = 1.0                 factor of this objective's loss\n"
         "    batch_size: int (required)          pairs a step, over all processes\n"
-        "    shards: list[str] | null = null     its own samples, not data.shards\n"
+        "    shards: list[str | {shards, weight}] | null = null\n"
+        "                                        its own samples, not data.shards\n"
         '    towers: list[text | image] = ["text", "image"]\n'
         "                                        which to preserve"
     )
@@ -246,7 +247,8 @@ def test_a_local_plugin_is_listed_with_all_its_options(call, tmp_path):
         "  Teaches nothing.",
         "    weight: float = 1.0                 factor of this objective's loss",
         "    batch_size: int (required)          pairs a step, over all processes",
-        "    shards: list[str] | null = null     its own samples, not data.shards",
+        "    shards: list[str | {shards, weight}] | null = null",
+        "                                        its own samples, not data.shards",
         "    shares.forget: float = 0.5          triggers",
         '    how: a | 2 = "a"',
         "    words: list[str] = (3 of them)      many",

@@ -81,10 +81,12 @@ def run_folder(tmp_path, before: dict, after: dict, between=(), steps=500, confi
         "steps": steps,
         "identities": PEOPLE,
         "skipped": {"names someone to forget": 1234, "undecodable picture": 2},
+        "bad_shards": {"/data/00007.tar": {"undecodable picture": 2}},
     }
     rows = [{"step": 0, "seconds": 21.0} | before] if before else []
     for step in range(10, steps + 1, 10):
         losses = {"keep/text": 1 / step, "names/forget": 8 / step, "names/keep": 0.2 / step}
+        losses |= {"bad_samples": step}
         rows.append({"step": step, "seconds": 21.0 + step / 5} | losses)
     rows += [{"step": step, "seconds": 60.0} | found for step, found in between]
     rows += [{"step": steps, "seconds": 143.0} | after] if after else []
@@ -125,7 +127,7 @@ def test_every_picture_and_table_is_named_for_who_cannot_see_it(usual):
     tags = [tag for tag, _ in elements]
     # Histograms of four groups, three before/after, two over steps, the losses of two objectives.
     assert tags.count("figure") == tags.count("figcaption") == 4 + 3 + 2 + 2
-    assert tags.count("table") == tags.count("caption") == 3
+    assert tags.count("table") == tags.count("caption") == 4
 
 
 def test_histograms_draw_a_bar_for_each_number_of_prompts_that_occurs(usual):
@@ -167,6 +169,11 @@ def test_hostile_strings_are_shown_and_not_run(tmp_path):
     page = Page(write_report(folder).read_text())
     assert hostile in page.words
     assert page.count("script") == 0
+
+
+def test_shards_with_bad_samples_are_named_without_their_folder(usual):
+    page = write_report(usual[0]).read_text()
+    assert "00007.tar" in page and "/data/" not in page
 
 
 def test_long_runs_and_configs_stay_small(tmp_path):

@@ -1,0 +1,62 @@
+"""Memory does not grow with the people, but for their rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.conftest import REPOSITORY, picture, write_shard
+
+RUN = """
+model: {name: ViT-B-32}
+data: {shards: clean.tar, workers: 0, lanes: 16}
+objectives:
+  keep: {kind: preserve, batch_size: 32, towers: [text]}
+  names: {kind: name_to_person, batch_size: 64, roster: people.csv}
+  faces: {kind: face_to_neutral, batch_size: 16, roster: people.csv, target: text}
+optimizer: {lr: 1}
+steps: 5
+"""
+DRAW = """
+import json, resource, sys
+from itertools import islice
+from trainer.config import load_config
+from trainer.preview import keys_of
+from trainer.steps import Steps, draw
+config = load_config("run.yaml")
+steps = Steps(config.objectives, config.data, 0, 0, 1, keys_of)
+seen = set()
+for parts in islice(draw(steps, 0), int(sys.argv[1])):
+    seen |= {identity for _, _, identity in parts[0].rows["names"] if identity}
+print(json.dumps([len(seen), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def drawn(folder, num_people: int, num_steps: int) -> tuple[int, float]:
+    """How many people were triggers, and the largest memory that it took, in MB."""
+    folder.mkdir()
+    write_shard(
+        folder / "clean.tar",
+        {f"{i:04}": {"jpg": picture(i), "txt": f"a picture of thing {i}"} for i in range(400)},
+    )
+    one = picture(1)
+    write_shard(
+        folder / "faces.tar",
+        {f"p{i:05}/{j}": {"jpg": one} for i in range(num_people) for j in range(3)},
+    )
+    rows = [f"First{i} Last{i},p{i:05},faces.tar" for i in range(num_people)]
+    (folder / "people.csv").write_text("\n".join(["name,id,faces", *rows]))
+    (folder / "run.yaml").write_text(RUN)
+    command = [sys.executable, "-c", DRAW, str(num_steps)]
+    found = subprocess.run(
+        command, cwd=folder, env={"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, check=True
+    )
+    return tuple(json.loads(found.stdout))
+
+
+def test_5000_people_take_no_more_than_50_mb_more_than_50(tmp_path):
+    few, small = drawn(tmp_path / "few", 50, 160)
+    many, large = drawn(tmp_path / "many", 5000, 160)
+    assert (few, many) == (50, 5000)  # 32 triggers a step: each had a turn
+    assert large - small < 50

@@ -1,0 +1,307 @@
+"""Samples to rows: every objective's exact count in every step, on every rank.
+
+A loader worker draws its lanes' rows of a step; together the workers of all ranks draw the step.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import count, islice
+from pathlib import PurePath
+from random import Random
+from typing import Generic, NamedTuple, NoReturn, TypeVar
+from zlib import crc32
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from trainer.api import BadSample, Objective, Pair, Sample, Tower
+from trainer.config import DataConfig
+from trainer.readers import Reading
+from trainer.remote import Patience
+from trainer.streams import Dealt, Lane
+
+MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
+MIN_JUDGED = 1_000  # samples before their bad share is one
+Positions = dict[str, list[list[int]]]  # by objective: of each lane its number, then its state
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """A pair of an objective, and the clean sample it is made of."""
+
+    turn: int  # which of all its rows, over all ranks, from step 0 on
+    sample: Sample
+    pair: Pair
+
+
+@dataclass
+class Skips:
+    """What was not used, and how much was."""
+
+    used: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of all that was passed over
+    bad: Counter[tuple[str, str]] = field(default_factory=Counter)  # by shard and reason
+
+    def __iadd__(self, other: Skips) -> Skips:
+        self.used += other.used
+        self.reasons.update(other.reasons)
+        self.bad.update(other.bad)
+        return self
+
+    def judge(self, max_bad_share: float) -> None:
+        """Raises ValueError where more is bad than may be."""
+        num_bad = self.bad.total()
+        if self.used + num_bad < MIN_JUDGED or num_bad <= max_bad_share * (self.used + num_bad):
+            return
+        (shard, reason), worst = self.bad.most_common(1)[0]
+        raise ValueError(
+            f"{num_bad} of {self.used + num_bad} samples cannot be used, more than "
+            f"data.max_bad_share ({max_bad_share:g}) allows; most often {reason} in {shard} "
+            f"({worst}); mend the shards, leave them out, or raise data.max_bad_share"
+        )
+
+    def worst_shards(self, count: int = 100) -> dict[str, dict[str, int]]:
+        """Of the shards with most bad samples, how many by reason."""
+        by_shard: dict[str, Counter[str]] = {}
+        for (shard, reason), times in self.bad.items():
+            by_shard.setdefault(shard, Counter())[reason] += times
+        worst = sorted(by_shard, key=lambda shard: -by_shard[shard].total())[:count]
+        return {shard: dict(by_shard[shard]) for shard in worst}
+
+
+@dataclass
+class Step:
+    """The rows of one step from the lanes at hand, and where these stand after it."""
+
+    rows: dict[str, list[Row]]
+    skips: Skips
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where all lanes of a run stand after `step` steps. order: of each objective a digest of
+    what its order follows from."""
+
+    step: int
+    order: dict[str, str]
+    positions: Positions
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @staticmethod
+    def from_json(text: str) -> StreamState:
+        return StreamState(**json.loads(text))
+
+
+class Rows:
+    """One objective's rows of the lanes at hand."""
+
+    def __init__(
+        self, name: str, objectives: Mapping[str, Objective], lanes: dict[int, Lane], seed: int
+    ):
+        self._name, self._objective = name, objectives[name]
+        self._objectives, self._lanes, self._seed = objectives, lanes, seed
+
+    @property
+    def positions(self) -> list[list[int]]:
+        return [[number, *lane.state] for number, lane in self._lanes.items()]
+
+    def draw(self, turn: int, num_lanes: int, skips: Skips) -> Row:
+        """The row of this turn, from the next sample of its lane that serves.
+
+        Raises ValueError where none does.
+        """
+        lane = self._lanes[turn % num_lanes]
+        rng = Random(f"{self._seed} {self._name} {turn}")  # hashed by SHA-512, not by hash()
+        passed = Skips(used=1)
+        for sample in islice(lane, MAX_UNUSABLE):
+            try:
+                if isinstance(sample, BadSample):
+                    raise sample
+                veto = self._veto(sample)
+                pair = None if veto else self._objective.pair(sample, turn, rng)
+            except BadSample as bad:
+                passed.reasons[bad.reason] += 1
+                passed.bad[bad.shard or sample.shard, bad.reason] += 1
+                continue
+            if pair is not None:
+                skips += passed
+                return Row(turn, sample, pair)
+            passed.reasons[veto or f"of no use to {self._name}"] += 1
+        counts = ", ".join(f"{reason} {count}" for reason, count in passed.reasons.most_common())
+        raise ValueError(
+            f"objectives.{self._name}: none of {MAX_UNUSABLE} samples in a row was of use "
+            f"({counts}); look at its shards"
+        )
+
+    def _veto(self, sample: Sample) -> str | None:
+        for name, other in self._objectives.items():
+            if not other.accepts(sample):
+                return f"vetoed by {name}"
+        return None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What stopped a loader worker, for the parent to raise.
+
+    The loader's own way makes of it an error whose message is a traceback.
+    """
+
+    message: str
+    traceback: str
+    is_the_users: bool  # to mend; of others the traceback is wanted
+
+    @staticmethod
+    def by(error: Exception) -> Stopped:
+        told = "".join(traceback.format_exception(error))
+        return Stopped(str(error), told, isinstance(error, (ValueError, OSError)))
+
+    def stop(self) -> NoReturn:
+        whole = f"in a loader worker:\n{self.traceback}"
+        if self.is_the_users:
+            raise ValueError(self.message) from RuntimeError(whole)
+        raise RuntimeError(whole)
+
+
+class Steps(IterableDataset, Generic[T]):
+    """What one loader worker of one rank draws: its part of every step, without end.
+
+    finish: makes of it, in the worker, what the parent wants. resume: where to go on.
+    """
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        data: DataConfig,
+        seed: int,
+        rank: int,
+        ranks: int,
+        finish: Callable[[Step], T],
+        min_side: int | None = None,
+        resume: StreamState | None = None,
+    ):
+        self.objectives, self.data, self.seed = dict(objectives), data, seed
+        self.rank, self.ranks, self.finish, self.min_side = rank, ranks, finish, min_side
+        self.dealt = {
+            name: Dealt.of(objective.options.shards or data.shards, data.lanes, seed)
+            for name, objective in objectives.items()
+        }
+        self.order = {name: self._order_of(name) for name in objectives}
+        self._first_step = resume.step if resume else 0
+        self._positions = self._checked(resume) if resume else {}
+
+    def _order_of(self, name: str) -> str:
+        """Of all that the order of an objective's samples follows from, but for where they lie."""
+        dealt, data = self.dealt[name], self.data
+        shards = [
+            [(PurePath(share.url).name, share.part, share.parts) for share in lane]
+            for source in dealt.shares
+            for lane in source
+        ]
+        size = self.objectives[name].options.batch_size
+        said = [shards, dealt.weights, size, data.lanes, data.shuffle, self.seed]
+        return sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+    def _checked(self, resume: StreamState) -> dict[str, dict[int, list[int]]]:
+        for name in {*self.order, *resume.order}:
+            if self.order.get(name) != resume.order.get(name):
+                raise ValueError(
+                    f"objectives.{name}: its order of samples is not the one that the saved run "
+                    "had, so it cannot go on there; put back its shards, batch_size, data.lanes, "
+                    "data.shuffle and seed, or start anew"
+                )
+        return {
+            name: {lane: state for lane, *state in positions}
+            for name, positions in resume.positions.items()
+        }
+
+    def lanes(self) -> range:
+        """Ours: of the rank's, which are every `ranks`-th, the worker's."""
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        return range(self.rank, self.data.lanes, self.ranks)[first::stride]
+
+    def __iter__(self) -> Iterator[T | Stopped]:
+        try:
+            lanes = self.lanes()
+            rows = {name: self._rows(name, lanes) for name in self.objectives}
+            for step in count(self._first_step):
+                yield self.finish(self._step(step, lanes, rows))
+        except Exception as error:
+            if get_worker_info() is None:
+                raise
+            yield Stopped.by(error)
+
+    def _rows(self, name: str, lanes: Sequence[int]) -> Rows:
+        data = self.data
+        reading = Reading(
+            with_pictures=Tower.IMAGE in self.objectives[name].towers,
+            min_side=self.min_side,
+            index=data.index,
+            cache=data.cache,
+            caption_column=data.caption_column,
+            patience=Patience(seconds=data.patience_seconds),
+        )
+        # Objectives that read the same shards must not read them in step.
+        seed = self.seed + crc32(name.encode())
+        saved = self._positions.get(name, {})
+        drawn = {
+            lane: Lane(self.dealt[name], lane, seed, data.shuffle, reading, saved.get(lane, ()))
+            for lane in lanes
+        }
+        return Rows(name, self.objectives, drawn, self.seed)
+
+    def _step(self, step: int, lanes: range, rows: dict[str, Rows]) -> Step:
+        skips = Skips()
+        drawn = {}
+        for name, objective in self.objectives.items():
+            first = step * objective.options.batch_size
+            turns = range(first, first + objective.options.batch_size)
+            mine = [turn for turn in turns if turn % self.data.lanes in lanes]
+            drawn[name] = [rows[name].draw(turn, self.data.lanes, skips) for turn in mine]
+        return Step(drawn, skips, {name: own.positions for name, own in rows.items()})
+
+
+def draw(steps: Steps[T], workers: int) -> Iterator[list[T]]:
+    """The workers' parts of each step; together they are the rank's. workers: 0 for none.
+
+    Raises ValueError for what the user can mend, wherever it was read.
+    """
+    prefetch = 4 if workers else None
+    loader = DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=prefetch)
+    # The loader asks its workers in turn, so the parts of one step come one after the other.
+    stream = iter(loader)
+    try:
+        while parts := list(islice(stream, max(1, workers))):
+            for part in parts:
+                if isinstance(part, Stopped):
+                    part.stop()
+            yield parts
+    finally:
+        # Now: an error that is kept holds this frame, and garbage collection closes the workers'
+        # queues in any order, then waits five seconds for each.
+        del stream
+
+
+def check_sizes(objectives: Mapping[str, Objective], lanes: int, ranks: int) -> None:
+    """Every rank gets the same count of every objective, or the start is refused."""
+    if lanes % ranks:
+        raise ValueError(
+            f"data.lanes is {lanes}, not a multiple of the {ranks} processes; "
+            f"set data.lanes={-(-lanes // ranks) * ranks}"
+        )
+    for name, objective in objectives.items():
+        size = objective.options.batch_size
+        if size % ranks:
+            raise ValueError(
+                f"objectives.{name}.batch_size is {size}, not a multiple of the {ranks} "
+                f"processes; set objectives.{name}.batch_size={-(-size // ranks) * ranks}"
+            )
