@@ -18,9 +18,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy trainer
 
-# Three fresh worlds, each learnt and partly forgotten: about an hour on two cores.
+# Ratios taken in one run, then three fresh worlds, each learnt and partly forgotten: about an hour
+# on two cores. Some alone: make bench ONLY='captions pictures resume', a few minutes.
 bench: .venv/installed
-	$(BIN)/python tests/benchmarks/seeds.py
+	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 # The tiny CLIP that knows the fictitious people, made again from nothing: about 40 minutes.
 fictitious-clip: .venv/installed

@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 from contextlib import suppress
+from typing import BinaryIO
 
 from trainer.remote import PATIENT, Patience, RemoteFile, Unreachable, shown
 
@@ -53,23 +54,29 @@ def cache_name(url: str) -> str:
 
 
 def _download_if_nobody_does(url: str, path: str, patience: Patience) -> None:
-    """Else waits for that, after which the file is there or the download is to be tried again."""
+    """Else waits for that; then the file is there, or it is to be tried again."""
     partial = f"{path}.part"
     with open(partial, "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a killed process holds it no longer
-        try:
-            is_ours = os.path.samestat(os.fstat(lock.fileno()), os.stat(partial))
-        except FileNotFoundError:
-            is_ours = False
-        if not is_ours:  # who held the lock before has renamed or removed it
+        if not _is_at(partial, lock):  # who held it has renamed or removed the file
             return
         try:
-            _download(url, partial, patience)
-            os.replace(partial, path)
+            if os.path.exists(path):  # finished just before we opened ours
+                os.unlink(partial)
+            else:
+                _download(url, partial, patience)
+                os.replace(partial, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(partial)
             raise
+
+
+def _is_at(path: str, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _download(url: str, path: str, patience: Patience) -> None:

@@ -154,8 +154,12 @@ def _complete(
     data: bytearray, source: Source, start: int, end: int, patience: Patience, url: str
 ) -> None:
     """To the bytes from `start` up to `end` or the end of the file; data: those that are there."""
+
+    def is_complete() -> bool:
+        return start + len(data) >= (end if source.size is None else min(end, source.size))
+
     num_failures, heard_at, warned = 0, time.monotonic(), False
-    while start + len(data) < (end if source.size is None else min(end, source.size)):
+    while not is_complete():
         had, why = len(data), "the answer ends too early"
         try:
             source.add(data, start + len(data), end)
@@ -168,8 +172,9 @@ def _complete(
         except Exception as error:
             why = _said(error)
         now = time.monotonic()
-        if len(data) > had:
+        if len(data) > had or is_complete():
             num_failures, heard_at = 0, now
+            continue
         silent_seconds = now - heard_at
         left_seconds = patience.seconds - silent_seconds
         if left_seconds <= 0:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import accumulate, islice
 from math import gcd
+from typing import TypeVar
 
 import braceexpand
 import numpy as np
@@ -25,6 +26,7 @@ from trainer.remote import is_remote, shown
 
 GOLDEN = 0.6180339887498949  # its multiples spread evenly over the unit interval, at any length
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+T = TypeVar("T")
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -92,13 +94,17 @@ class Dealt:
         return sorted({share.url for share in shares})
 
 
-@dataclass
+@dataclass(slots=True)
 class Position:
     """Where a lane stands in a source: the lap, the shard's place in it, samples taken of that."""
 
     lap: int = 0
     place: int = 0
     taken: int = 0
+
+    def go_to(self, place: int, num_places: int) -> None:
+        """To the begin of a shard, of the next lap's first after the last."""
+        self.lap, self.place, self.taken = self.lap + place // num_places, place % num_places, 0
 
 
 class Lane:
@@ -133,18 +139,21 @@ class Lane:
         return self
 
     def __next__(self) -> Sample | BadSample:
-        source = 0
-        if self._bounds:  # by the count of draws alone: its share in any stretch of them
-            source = bisect(self._bounds, (self._phase + self._drawn * GOLDEN) % 1.0)
+        if not self._bounds:
+            return next(self._readers[0])
+        # By the count of draws alone: a source has its share in any stretch of them.
+        source = bisect(self._bounds, (self._phase + self._drawn * GOLDEN) % 1.0)
         sample = next(self._readers[source])
         self._drawn += 1
         return sample
 
     @property
     def state(self) -> list[int]:
-        """Samples drawn, then of each source the position of the next."""
-        positions = (number for one in self.positions for number in vars(one).values())
-        return [self._drawn, *positions]
+        """Draws from several sources, then of each the position of its next sample."""
+        state = [self._drawn]
+        for one in self.positions:
+            state += (one.lap, one.place, one.taken)
+        return state
 
 
 def read_lane(
@@ -159,24 +168,41 @@ def read_lane(
 
     position: where to begin. With each sample it becomes that of the next.
     """
-    while True:
-        order = np.random.default_rng([*seed, lane, position.lap]).permutation(len(shares))
-        is_empty = position.place == position.taken == 0
-        for place in range(position.place, len(shares)):
-            position.place = place
-            block, inside = divmod(position.taken, shuffle)
-            samples = read_share(shares[order[place]], block * shuffle, reading)
-            while window := list(islice(samples, shuffle)):
+    is_empty = False
+    while not is_empty:
+        lap, first = position.lap, position.place
+        order = np.random.default_rng([*seed, lane, lap]).permutation(len(shares))
+        is_empty = first == position.taken == 0
+        for place in range(first, len(shares)):
+            first_block, inside = divmod(position.taken, shuffle)
+            samples = read_share(shares[order[place]], first_block * shuffle, reading)
+            for block, (window, is_last) in enumerate(windows(samples, shuffle), first_block):
                 is_empty = False
-                mixed = np.random.default_rng([*seed, lane, position.lap, place, block])
-                for i in mixed.permutation(len(window))[inside:].tolist():
+                mixed = np.random.default_rng([*seed, lane, lap, place, block])
+                *others, last = mixed.permutation(len(window)).tolist()
+                for i in others[inside:]:
                     position.taken += 1
                     yield window[i]
-                block, inside = block + 1, 0
-            position.taken = 0
-        if is_empty:
-            raise ValueError(_why_empty(shares, lane))
-        position.lap, position.place = position.lap + 1, 0
+                position.taken += 1
+                if is_last:
+                    position.go_to(place + 1, len(shares))
+                yield window[last]
+                inside = 0
+            if (position.lap, position.place) == (lap, place):  # nothing was left, or there at all
+                position.go_to(place + 1, len(shares))
+    raise ValueError(_why_empty(shares, lane))
+
+
+def windows(samples: Iterator[T], size: int) -> Iterator[tuple[list[T], bool]]:
+    """Neighbours together, and whether none follow: one is read ahead for that.
+
+    It must be known before the last is given: who resumes after it should open no shard in vain.
+    """
+    window = list(islice(samples, size))
+    while window:
+        follows = list(islice(samples, 1))
+        yield window, not follows
+        window = follows + list(islice(samples, size - 1)) if follows else []
 
 
 def _why_empty(shares: Sequence[Share], lane: int) -> str:

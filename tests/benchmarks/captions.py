@@ -26,23 +26,23 @@ ROUNDS, LANES = 5, 16
 OURS, PLAIN = 8_000, 2_000  # captions a round
 
 
-def make_shards(folder: Path) -> str:
-    """In img2dataset's layout. Returns their pattern."""
-    random = Random(0)
-    for shard in range(SHARDS):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for i in range(SAMPLES):
-                key = f"{shard:05d}{i:04d}"
-                caption = " ".join(random.choices(WORDS, k=random.randint(6, 14)))
-                for name, data in (
-                    ("jpg", random.randbytes(PICTURE_BYTES)),
-                    ("json", f'{{"key": "{key}", "caption": "{caption}"}}'.encode()),
-                    ("txt", caption.encode()),
-                ):
+def write_shard(folder: Path, shard: int, num_samples: int, picture_bytes: int) -> None:
+    """In img2dataset's layout."""
+    random = Random(shard)
+    with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+        for i in range(num_samples):
+            key = f"{shard:05d}{i:04d}"
+            caption = " ".join(random.choices(WORDS, k=random.randint(6, 14)))
+            parts = {
+                "jpg": random.randbytes(picture_bytes),
+                "json": f'{{"key": "{key}", "caption": "{caption}"}}'.encode(),
+                "txt": caption.encode(),
+            }
+            for name, data in parts.items():
+                if data:
                     entry = tarfile.TarInfo(f"{key}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, BytesIO(data))
-    return str(folder / f"{{00000..{SHARDS - 1:05d}}}.tar")
 
 
 WORDS = ["a", "dog", "of", "green", "grass", "chairs", "while", "rain", "falls", "at", "night"]
@@ -70,7 +70,9 @@ def rate(captions, count: int) -> float:
 def measure() -> dict[str, float]:
     """Captions a second of each, and the median of the rounds' ratios."""
     with TemporaryDirectory() as folder:
-        pattern = make_shards(Path(folder))
+        for shard in range(SHARDS):
+            write_shard(Path(folder), shard, SAMPLES, PICTURE_BYTES)
+        pattern = f"{folder}/{{00000..{SHARDS - 1:05d}}}.tar"
         plain, without = plain_captions(pattern), our_captions(pattern, Reading(False))
         rate(without, SHARDS * SAMPLES)  # the headers are walked once
         walked = [(rate(without, OURS), rate(plain, PLAIN)) for _ in range(ROUNDS)]
@@ -83,8 +85,3 @@ def measure() -> dict[str, float]:
         "ratio": median(ours / plain for ours, plain in rounds),
         "ratio_after_a_walk_without_index": median(ours / plain for ours, plain in walked),
     }
-
-
-if __name__ == "__main__":
-    for name, value in measure().items():
-        print(f"{name:<40}{value:>12,.1f}")

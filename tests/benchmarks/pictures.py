@@ -90,12 +90,15 @@ class Bare:
 
     def __init__(self, pictures: list[bytes], prepare: Prepare):
         self._pool = ProcessPoolExecutor(WORKERS, initializer=hold, initargs=(pictures, prepare))
-        self.rate(BATCH)  # the processes start
 
     def rate(self, count: int) -> float:
+        self._decode(count // 2)  # as in the other `rate`
         started_at = perf_counter()
-        list(self._pool.map(decode_held, [count // WORKERS] * WORKERS))
+        self._decode(count)
         return count / (perf_counter() - started_at)
+
+    def _decode(self, count: int) -> None:
+        list(self._pool.map(decode_held, [count // WORKERS] * WORKERS))
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -104,6 +104,13 @@ def test_processes_that_want_the_same_shard_download_it_once(server, tmp_path):
     assert len(server.asked) == 1 and len(os.listdir(tmp_path)) == 1
 
 
+def test_one_that_was_finished_in_the_meantime_is_not_downloaded_again(server, tmp_path):
+    path = cached(server.url("/a/0.tar"), str(tmp_path), LONG)
+    server.asked.clear()
+    cache._download_if_nobody_does(server.url("/a/0.tar"), path, LONG)
+    assert not server.asked and os.listdir(tmp_path) == [os.path.basename(path)]
+
+
 def test_a_killed_download_is_not_taken_for_whole_and_blocks_nobody(server, tmp_path):
     """Nor if one waits for it, and a third comes later."""
     server.tells_size, server.longest = False, 100_000

@@ -114,10 +114,11 @@ def test_each_sample_comes_once_a_lap_whoever_resumes():
     """With a stop after each step."""
     state, found = None, {}
     for step in range(1, 30):
+        before = state.positions["faces"] if state else [[lane, 0, 0] for lane in range(24)]
         lines, state = drawn(1 if step % 2 else 4, 0, step, state)
         keys = json.loads(lines[2])["keys"]
         for turn, key in enumerate(keys, 8 * (step - 1)):
-            lap = state.positions["faces"][turn % 24][2]
+            lap = before[turn % 24][2]
             found.setdefault((turn % 24, lap), []).append(key)
     # A lane's first lap is whole where a second has begun; none of its samples came twice.
     laps = [keys for (lane, lap), keys in found.items() if lap == 0 and (lane, 1) in found]

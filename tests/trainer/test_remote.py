@@ -240,6 +240,14 @@ def test_a_proxy_that_the_environment_names_is_used(server, monkeypatch):
     assert headers["proxy-authorization"] == "Basic bWU6d29yZA=="
 
 
+@pytest.mark.parametrize("path", ["/a.tar", "/empty.tar"])
+@pytest.mark.parametrize("tells_size", [True, False])
+def test_without_patience_what_does_not_fail_is_read(server, path, tells_size):
+    server.tells_size = tells_size
+    with RemoteFile(server.url(path), 0, Patience(0), CHUNK) as file:
+        assert read_all(file) == server.files[path]
+
+
 # What fails for a while
 
 

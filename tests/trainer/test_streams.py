@@ -230,7 +230,8 @@ def test_a_mixed_lane_goes_on_from_its_state(tmp_path_factory, stop, shuffle):
     assert [told(one) for one in islice(lane(stopped.state), 30)] == whole[stop:]
 
 
-def test_a_resumed_lane_opens_one_shard_before_its_first_sample(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shuffle", [1, 2, 5, 9])
+def test_a_resumed_lane_opens_one_shard_before_its_first_sample(tmp_path, monkeypatch, shuffle):
     from trainer import streams
 
     paths = [
@@ -242,8 +243,14 @@ def test_a_resumed_lane_opens_one_shard_before_its_first_sample(tmp_path, monkey
     monkeypatch.setattr(
         streams, "read_share", lambda share, *rest: opened.append(share) or whole(share, *rest)
     )
-    next(read_lane([Share(path) for path in paths], 0, [0], 3, TEXT, Position(41, 17, 4)))
-    assert len(opened) == 1
+    position = Position()
+    lane = read_lane([Share(path) for path in paths], 0, [0], shuffle, TEXT, position)
+    for stop in range(1, 120):
+        next(lane)
+        opened.clear()
+        next(read_lane([Share(path) for path in paths], 0, [0], shuffle, TEXT, replace(position)))
+        assert len(opened) == 1, stop
+        opened.clear()
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all"])
