@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -41,6 +44,15 @@ def write_shard(path: Path, samples: dict[str, dict[str, bytes | str]]) -> Path:
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
     return path
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """-9, the launcher first; its workers are in sessions of their own."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 @pytest.fixture(scope="session")

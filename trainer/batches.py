@@ -122,23 +122,34 @@ def pack(
     return tokenize(list(texts)), pixels, rows
 
 
-def stream_batches(
-    objectives: Mapping[str, Objective],
-    data: DataConfig,
-    clip: Clip,
-    seed: int,
-    rank: int,
-    ranks: int,
-    resume: StreamState | None = None,
-) -> Iterator[Batch]:
+class Batches:
     """This rank's batches without end, from step 0 or where the saved state stands.
 
-    Raises ValueError and FileNotFoundError: for sizes and missing shards at once, for data of no
-    use when it comes to them, in one line wherever it was read.
+    order: of each objective a digest of what its order follows from. Raises ValueError and
+    FileNotFoundError: for sizes and missing shards at once, for data of no use when it comes to
+    them, in one line wherever it was read.
     """
-    check_sizes(objectives, data.lanes, ranks)
-    packer = Packer(clip.tokenize, clip.prepare)
-    min_side = min(clip.prepare.size)
-    steps = Steps(objectives, data, seed, rank, ranks, packer, min_side, resume)
-    pad_id = clip.tokenize.pad_id
-    return (Batch.join(parts, pad_id) for parts in draw(steps, data.workers))
+
+    def __init__(
+        self,
+        objectives: Mapping[str, Objective],
+        data: DataConfig,
+        clip: Clip,
+        seed: int,
+        rank: int,
+        ranks: int,
+        resume: StreamState | None = None,
+    ):
+        check_sizes(objectives, data.lanes, ranks)
+        packer = Packer(clip.tokenize, clip.prepare)
+        min_side = min(clip.prepare.size)
+        steps = Steps(objectives, data, seed, rank, ranks, packer, min_side, resume)
+        self.order = steps.order
+        pad_id = clip.tokenize.pad_id
+        self._batches = (Batch.join(parts, pad_id) for parts in draw(steps, data.workers))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)

@@ -74,6 +74,14 @@ class OptimizerConfig(_Section):
     gamma: float = Field(0.5, gt=0, description="factor by which it is cut")
 
 
+class CheckpointConfig(_Section):
+    every: int | None = Field(100, gt=0, description="steps; null: none")
+    keep: int = Field(2, gt=0, description="the last ones")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: a run of this configuration that was cut off goes on"
+    )
+
+
 class ExportConfig(_Section):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of weights")
 
@@ -94,6 +102,7 @@ class _File(_Section):
     plugins: list[str] = Field([], description="plugin files, relative to this one")
     seed: int = Field(0, ge=0, description="of everything drawn")
     output: Path = Field(description="the run's folder")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="every, keep, resume")
     export: ExportConfig = Field(ExportConfig(), description="of the trained model")
 
     @field_validator("steps")
@@ -137,6 +146,7 @@ class Config:
     plugins: tuple[str, ...]  # absolute: what is saved is read from another folder
     seed: int
     output: Path
+    checkpoint: CheckpointConfig
     export: ExportConfig
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 MAX_PIXELS = 100_000_000  # of one picture; a larger one is a mistake or an attack
 
 # How many times the side that is enough a JPEG keeps that is decoded smaller. What is then resized
-# differs by 0.2 to 0.4 of 255 on average from the JPEG decoded whole, by 2.5 where all of it is
+# differs by 0.1 to 0.4 of 255 on average from the JPEG decoded whole, by 2.5 where all of it is
 # small print; with 1 in place of 2 by 1 and by 11.
 SPARE = 2
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from trainer import clip as clips
 from trainer.api import Tower
-from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, stream_batches
+from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
 from trainer.clip import Towers
 from trainer.config import Config
 from trainer.steps import check_sizes
@@ -32,7 +32,7 @@ def describe_run(config: Config) -> str:
     clip = clips.load(config.model)
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     data = config.data.model_copy(update={"workers": 0})  # one batch is not worth their start
-    batch = next(stream_batches(config.objectives, data, clip, config.seed, 0, ranks))
+    batch = next(Batches(config.objectives, data, clip, config.seed, 0, ranks))
     lines = [
         *_model(config, clip.model, student),
         *_objectives(config, batch),

@@ -21,14 +21,14 @@ from threading import Thread
 
 from urllib3.exceptions import LocationValueError, MaxRetryError
 
-from trainer.sources import Hopeless, Source, open_source
+from trainer.transports import Hopeless, Transport, open_transport
 
 CHUNK_BYTES = 1 << 20  # a request; an open file holds up to two
 READ_AHEAD_THREADS = 8  # a process
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between two tries
 WARN_AFTER_SECONDS = 5.0
 PERMANENT = (FileNotFoundError, IsADirectoryError, PermissionError, LocationValueError)
-Job = tuple[Future[bytearray], Source, int, int]  # the bytes from one place up to another
+Job = tuple[Future[bytearray], Transport, int, int]  # the bytes from one place up to another
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RemoteFile:
         chunk_bytes: int = CHUNK_BYTES,
     ):
         self._url, self._patience, self._chunk_bytes = url, patience, chunk_bytes
-        self._source = open_source(url, patience.timeout_seconds, patience.seconds)
+        self._source = open_transport(url, patience.timeout_seconds, patience.seconds)
         self._chunk, self._chunk_start = bytearray(), start
         self._offset = start
         self._ahead: Future[bytearray] | None = None  # what follows the chunk
@@ -151,7 +151,7 @@ class RemoteFile:
 
 
 def _complete(
-    data: bytearray, source: Source, start: int, end: int, patience: Patience, url: str
+    data: bytearray, source: Transport, start: int, end: int, patience: Patience, url: str
 ) -> None:
     """To the bytes from `start` up to `end` or the end of the file; data: those that are there."""
 
@@ -216,7 +216,7 @@ def _without_secrets(text: str) -> str:
 # Reading ahead
 
 
-def _begin(source: Source, start: int, end: int) -> Future[bytearray]:
+def _begin(source: Transport, start: int, end: int) -> Future[bytearray]:
     future: Future[bytearray] = Future()
     _jobs(os.getpid()).put((future, source, start, end))
     return future
@@ -236,7 +236,7 @@ def _work(jobs: SimpleQueue[Job]) -> None:
         _try_once(*jobs.get())
 
 
-def _try_once(future: Future[bytearray], source: Source, start: int, end: int) -> None:
+def _try_once(future: Future[bytearray], source: Transport, start: int, end: int) -> None:
     if future.set_running_or_notify_cancel():
         data = bytearray()
         with suppress(Exception):  # who reads it goes on from there, and meets it again

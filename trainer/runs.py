@@ -12,13 +12,16 @@ from time import perf_counter
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from trainer.api import Measures
+from trainer.checkpoint import WHOLE, Checkpoints, Saved, find
 from trainer.config import Config
 from trainer.report import summary, write_report
 from trainer.steps import Skips
+
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"  # in a run's folder
 
 
 def start(config: Config) -> Accelerator:
@@ -45,11 +48,11 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._started_at = perf_counter()
         self._bar: tqdm | None = None
-        if accelerator.is_main_process:
-            set_aside(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(config.to_yaml())
-        accelerator.wait_for_everyone()
+        saved = self._claim() if accelerator.is_main_process else None
+        # Also a barrier: no other process looks at the folder before it is ours.
+        self.saved: Saved | None = broadcast_object_list([saved])[0]
+        if self.saved:
+            self.say(f"{self.folder} goes on after step {self.saved.step}")
         if config.trackers:
             # Offline unless the user says otherwise: nothing leaves the machine by default.
             os.environ.setdefault("WANDB_MODE", "offline")
@@ -59,6 +62,23 @@ class Run:
                 init_kwargs={"wandb": {"name": self.folder.name, "dir": str(self.folder)}},
             )
 
+    def _claim(self) -> Saved | None:
+        """Go on with a run of the same configuration that was cut off, or begin a new one."""
+        config = self.config.to_yaml()
+        may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off(config)
+        if may_go_on and (saved := find(self.folder / CHECKPOINTS)):
+            cut_metrics(self.folder / METRICS, saved.step)
+            return saved
+        set_aside(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(config)
+        return None
+
+    def _was_cut_off(self, config: str) -> bool:
+        written = self.folder / "config.yaml"
+        is_finished = (self.folder / "results.json").exists()
+        return not is_finished and written.exists() and written.read_text() == config
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         started_at = perf_counter()
@@ -66,13 +86,29 @@ class Run:
         self.seconds[phase] = round(perf_counter() - started_at, 2)
         self.say(f"{phase}: {self.seconds[phase]:.1f} s")
 
+    def checkpoints(self) -> Checkpoints | None:
+        """None where none are wanted, or none can be written."""
+        options = self.config.checkpoint
+        if options.every is None:
+            return None
+        if self.accelerator.distributed_type not in WHOLE:
+            how = self.accelerator.distributed_type.value
+            self.say(f"no checkpoints are written under {how} yet: a run that is cut off is lost")
+            return None
+        folder = self.folder / CHECKPOINTS
+        return Checkpoints(folder, options.every, options.keep, self.accelerator)
+
     def say(self, line: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(line)
 
-    def progress(self, steps: Iterable, total: int) -> Iterator:
+    def progress(self, steps: Iterable, first: int, total: int) -> Iterator:
         self._bar = tqdm(
-            steps, total=total, unit="step", disable=not self.accelerator.is_main_process
+            steps,
+            initial=first,
+            total=total,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
         )
         yield from self._bar
 
@@ -81,7 +117,7 @@ class Run:
         if not self.accelerator.is_main_process or not values:
             return
         row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2), **values}
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / METRICS, "a") as file:
             file.write(json.dumps(row) + "\n")
         if self.config.trackers:
             scalars = {name: one for name, one in values.items() if not isinstance(one, list)}
@@ -111,6 +147,17 @@ class Run:
         aside.replace(self.folder / "results.json")
         page = write_report(self.folder)
         self.say(f"\n{summary(results)}\n\nreport: {page}\nmodel:  {self.folder / 'model'}")
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Rows of later steps go, which are taken again; so does a row that was cut off."""
+    rows = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            rows.append(line)
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text("".join(rows))
+    aside.replace(path)
 
 
 def set_aside(folder: Path) -> None:

@@ -20,7 +20,7 @@ from trainer.batches import (
     TEACHER_IMAGE,
     TEACHER_TEXT,
     Batch,
-    stream_batches,
+    Batches,
 )
 from trainer.clip import Towers
 from trainer.config import Config
@@ -60,15 +60,23 @@ def train(config: Config) -> None:
         original, learner = encoder(teacher), encoder(accelerator.unwrap_model(student))
         loss_fns = {name: one.loss_fn(original) for name, one in objectives.items()}
 
-    with run.timed("before"):
-        before = measure(config.evaluations, original, original)
-        run.log(0, before)
+    saved, saves = run.saved, run.checkpoints()
+    if saved:
+        saved.load_into(accelerator.unwrap_model(student), optimizer, rank)
+        before = saved.before
+    else:
+        with run.timed("before"):
+            before = measure(config.evaluations, original, original)
+            run.log(0, before)
 
-    batches = stream_batches(objectives, config.data, clip, config.seed, rank, ranks)
+    stream = saved.stream if saved else None
+    batches = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream)
+    first = saved.step if saved else 0
     window: list[dict[str, Tensor]] = []  # losses since they were last logged, on the device
-    skips = Skips()
+    skips = saved.skips if saved and accelerator.is_main_process else Skips()
     with run.timed("train"):
-        for step, batch in enumerate(run.progress(islice(batches, config.steps), config.steps), 1):
+        rest_of = islice(batches, config.steps - first)
+        for step, batch in enumerate(run.progress(rest_of, first, config.steps), first + 1):
             tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
             with accelerator.autocast():
                 with torch.no_grad():
@@ -102,7 +110,12 @@ def train(config: Config) -> None:
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 run.log(step, measure(evaluations, learner, original))
+            if saves and step < config.steps and saves.due(step):
+                model = accelerator.unwrap_model(student)
+                saves.save(step, model, optimizer, batches.order, batch.positions, before, skips)
 
+    if saves:
+        saves.wait()
     with run.timed("after"):
         after = measure(config.evaluations, learner, original)
         run.log(config.steps, after)

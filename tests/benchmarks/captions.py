@@ -23,7 +23,7 @@ from trainer.streams import Dealt, Lane
 
 SHARDS, SAMPLES, PICTURE_BYTES = 4, 2_000, 30_000
 ROUNDS, LANES = 5, 16
-OURS, PLAIN = 8_000, 2_000  # captions a round
+OURS, PLAIN = 64_000, 2_000  # captions a round
 
 
 def write_shard(folder: Path, shard: int, num_samples: int, picture_bytes: int) -> None:

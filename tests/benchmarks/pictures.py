@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from plugins.preserve import Preserve
 from trainer import clip as clips
-from trainer.batches import stream_batches
+from trainer.batches import Batches
 from trainer.config import DataConfig, ModelConfig
 from trainer.decoding import decode_picture
 from trainer.preprocess import Prepare
@@ -119,7 +119,7 @@ def decode_held(count: int) -> None:
 def our_pixels(pattern: str, clip: clips.Clip) -> Iterator[Tensor]:
     keep = Preserve(Preserve.Options(batch_size=BATCH, towers=["image"]), seed=0)
     data = DataConfig(shards=[pattern], workers=WORKERS, lanes=16)
-    return (batch.pixels for batch in stream_batches({"keep": keep}, data, clip, 0, 0, 1))
+    return (batch.pixels for batch in Batches({"keep": keep}, data, clip, 0, 0, 1))
 
 
 def plain_pixels(pattern: str, transform) -> Iterator[Tensor]:

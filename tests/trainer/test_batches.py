@@ -9,7 +9,7 @@ from plugins.preserve import Preserve
 from tests.conftest import picture, write_people, write_shard
 from trainer import BadSample, Objective, Pair, Sample, Tower
 from trainer import steps as steps_of
-from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, Packer, stream_batches
+from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, Batches, Packer
 from trainer.config import DataConfig
 from trainer.readers import Reading
 from trainer.steps import Row, Skips, Step
@@ -22,7 +22,7 @@ def batches(clip, shards, *, workers=0, rank=0, ranks=1, steps=4, size=16, lanes
         "words": Preserve(Preserve.Options(batch_size=size // 2, towers=["text"]), seed=0),
     }
     data = DataConfig(shards=shards, workers=workers, lanes=lanes, shuffle=10)
-    stream = stream_batches(objectives, data, clip, 0, rank, ranks)
+    stream = Batches(objectives, data, clip, 0, rank, ranks)
     return [next(stream) for _ in range(steps)]
 
 
@@ -97,7 +97,7 @@ def test_bad_samples_are_skipped_and_counted_by_reason(tiny_clip, tmp_path, work
     shard = write_shard(tmp_path / "0.tar", good | bad)
     data = DataConfig(shards=[str(shard)], workers=workers, lanes=1, shuffle=100)
     objectives = {"keep": Preserve(Preserve.Options(batch_size=8), seed=0)}
-    stream = stream_batches(objectives, data, tiny_clip, 0, 0, 1)
+    stream = Batches(objectives, data, tiny_clip, 0, 0, 1)
     # Two laps and a bit: the bad ones after the last good one of a lap count in the next.
     skips = Skips()
     for _ in range(3):
@@ -157,7 +157,7 @@ def stopped(clip, shards, workers: int, error: Exception | None = None, **object
     picky = Picky(Picky.Options(batch_size=4), seed=0)
     picky.error = error
     data = DataConfig(shards=[shards], workers=workers, lanes=2, shuffle=10)
-    stream = stream_batches(objectives or {"mine": picky}, data, clip, 0, 0, 1)
+    stream = Batches(objectives or {"mine": picky}, data, clip, 0, 0, 1)
     with pytest.raises(Exception) as raised:  # noqa: B017
         next(stream)
     return raised.value
@@ -198,7 +198,7 @@ def test_a_missing_shard_is_told_of_before_the_first_batch(tiny_clip, tmp_path):
     data = DataConfig(shards=[f"{tmp_path}/no.tar"], lanes=2)
     objectives = {"keep": Preserve(Preserve.Options(batch_size=8), seed=0)}
     with pytest.raises(FileNotFoundError, match="no.tar is not there"):
-        stream_batches(objectives, data, tiny_clip, 0, 0, 1)
+        Batches(objectives, data, tiny_clip, 0, 0, 1)
 
 
 # What else must hold
@@ -234,7 +234,7 @@ def test_a_caption_that_names_someone_to_forget_is_clean_for_nobody(tiny_clip, t
 
         objective.pair = spy
     data = DataConfig(shards=[str(shard)], workers=0, lanes=1, shuffle=10)
-    batch = next(stream_batches(objectives, data, tiny_clip, 0, 0, 1))
+    batch = next(Batches(objectives, data, tiny_clip, 0, 0, 1))
     assert set(seen) == {f"dog {i}" for i in range(0, 16, 2)}
     assert batch.skips.reasons[f"vetoed by {knows}"] > 10 and not batch.skips.bad
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tests.trainer.test_train import config_path, overrides
 from trainer import clip as clips
 from trainer.api import Tower
-from trainer.batches import stream_batches
+from trainer.batches import Batches
 from trainer.config import load_config
 from trainer.dry_run import describe_run, saved_bytes
 
@@ -52,7 +52,7 @@ def test_the_activations_are_those_that_a_real_forward_keeps():
     config = load_config(config_path("demo"), overrides("demo"))
     clip = clips.load(config.model)
     student = clips.student_of(clip, frozenset(Tower), config.model, temperature=False)
-    batch = next(stream_batches(config.objectives, config.data, clip, 0, 0, 1))
+    batch = next(Batches(config.objectives, config.data, clip, 0, 0, 1))
     expected = saved_bytes(student, batch)
     own = {p.untyped_storage().data_ptr() for p in student.parameters()}
     kept = {}
@@ -87,7 +87,7 @@ def test_the_student_itself_is_left_alone():
     clip = clips.load(config.model)
     student = clips.student_of(clip, frozenset(Tower), config.model, temperature=False)
     before = copy.deepcopy(student.state_dict())
-    batch = next(stream_batches(config.objectives, config.data, clip, 0, 0, 1))
+    batch = next(Batches(config.objectives, config.data, clip, 0, 0, 1))
     saved_bytes(student, batch)
     for name, tensor in student.state_dict().items():
         assert tensor.device.type == "cpu" and torch.equal(tensor, before[name])

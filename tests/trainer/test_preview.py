@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.conftest import REPOSITORY, picture, write_people, write_shard
+from tests.conftest import REPOSITORY, kill_all, picture, write_people, write_shard
 from trainer.cli import cli
 from trainer.config import load_config
 from trainer.preview import joined, keys_of, lines_of
@@ -192,9 +191,8 @@ def check_kill(folder: Path, kill_after_lines: int, ranks: tuple[int, int], step
     position = folder / "position.json"
     process = launched(ranks[0], "--steps", "1000000", "--position", str(position))
     lines = [process.stdout.readline() for _ in range(kill_after_lines)]
-    os.killpg(process.pid, signal.SIGKILL)
-    lines += process.stdout.read().splitlines(keepends=True)
-    process.wait()
+    kill_all(process)
+    lines += process.communicate()[0].splitlines(keepends=True)
     printed = {}
     for line in lines:
         if line.endswith("\n"):

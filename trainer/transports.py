@@ -33,7 +33,7 @@ class Hopeless(Exception):
     """It is no use to try again. Tells why, and what to do; without the address."""
 
 
-class Source(Protocol):
+class Transport(Protocol):
     size: int | None  # bytes, once it is known
     ranged: bool  # whether any place can be asked for
 
@@ -48,7 +48,7 @@ class Source(Protocol):
         """May be called twice, and before anything was read."""
 
 
-def open_source(url: str, timeout_seconds: float, silent_seconds: float) -> Source:
+def open_transport(url: str, timeout_seconds: float, silent_seconds: float) -> Transport:
     """silent_seconds: that a command may take, which has no requests to time."""
     if url.startswith("pipe:"):
         return Pipe(url.removeprefix("pipe:"), silent_seconds)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY, kill_all
+from trainer.checkpoint import MANIFEST, MODEL, STATE, find
+
+STEPS = 24
+# Small, of both towers, with a step's batch from two objectives.
+SMALL = [
+    "steps=24", "log_every=4", "checkpoint.every=4", "data.workers=1", "data.lanes=8",
+    "objectives.keep.batch_size=8", "objectives.names.batch_size=16",
+    "objectives.faces.batch_size=8", "optimizer.warmup_steps=2",
+]  # fmt: skip
+
+
+def launched(folder: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "train",
+        "configs/small.yaml",
+        f"output=runs/{name}",
+    ]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*launcher, f"--nproc-per-node={ranks}", *command[1:]]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *SMALL, f"output=runs/{name}", *overrides],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finished(folder: Path, name: str, *overrides: str, ranks: int = 1) -> str:
+    """What it printed."""
+    process = launched(folder, name, *overrides, ranks=ranks)
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, text
+    return text
+
+
+def killed(folder: Path, name: str, step: int, *overrides: str, ranks: int = 1) -> None:
+    """All its processes at once, some time after its checkpoint of that step."""
+    process = launched(folder, name, *overrides, ranks=ranks)
+    wanted = folder / "runs" / name / "checkpoints" / f"step-{step:08d}"
+    while not wanted.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    kill_all(process)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Path:
+    """The demo with an attack that takes a second; and a run of it that nobody cut off."""
+    text = (REPOSITORY / "configs/demo.yaml").read_text()
+    start, end = text.index("evaluations:"), text.index("optimizer:")
+    labels = "evaluations: {colour: {kind: zero_shot, shards: runs/world/labels/colour/0.tar}}\n"
+    (small_world / "configs").mkdir(exist_ok=True)
+    (small_world / "configs/small.yaml").write_text(text[:start] + labels + text[end:])
+    finished(small_world, "whole")
+    return small_world
+
+
+def same_result(folder: Path, name: str, other: str = "whole") -> None:
+    runs = [folder / "runs" / one for one in (name, other)]
+    weights = [load_file(run / "model/open_clip_model.safetensors") for run in runs]
+    assert weights[0].keys() == weights[1].keys()
+    for tensor in weights[0]:
+        assert weights[0][tensor].equal(weights[1][tensor]), tensor
+    results = [json.loads((run / "results.json").read_text()) for run in runs]
+    for kept in ("before", "after", "steps", "skipped"):
+        assert results[0][kept] == results[1][kept]
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for own, others in zip(*rows):
+        assert own | {"seconds": 0} == others | {"seconds": 0}
+
+
+def test_the_same_run_gives_the_same_weights_bit_for_bit(world):
+    finished(world, "again")
+    same_result(world, "again")
+
+
+def test_killed_and_started_again_a_run_ends_as_if_nothing_had_been(world):
+    killed(world, "cut", 8)
+    text = finished(world, "cut")
+    assert "runs/cut goes on after step" in text
+    same_result(world, "cut")
+    # What is finished is not gone on with.
+    assert "goes on" not in finished(world, "cut") and (world / "runs/cut.1").exists()
+
+
+@pytest.mark.slow
+def test_killed_twice_and_each_time_soon_after_a_checkpoint(world):
+    killed(world, "twice", 4)
+    killed(world, "twice", 12)
+    finished(world, "twice")
+    same_result(world, "twice")
+
+
+def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(world):
+    killed(world, "damaged", 12)
+    checkpoints = world / "runs/damaged/checkpoints"
+    whole = sorted(one.name for one in checkpoints.iterdir() if not one.suffix)
+    assert len(whole) in (2, 3)  # killed before the oldest was removed, perhaps
+    newest = checkpoints / whole[-1]
+    data = bytearray((newest / MODEL).read_bytes())
+    data[-100] ^= 1
+    (newest / MODEL).write_bytes(data)
+    text = finished(world, "damaged")
+    assert f"{whole[-1]} is not whole (student.safetensors is damaged)" in text
+    assert f"goes on after step {int(whole[-2][5:])}" in text
+    same_result(world, "damaged")
+
+
+@pytest.mark.parametrize("lost", [MODEL, MANIFEST, STATE])
+def test_a_checkpoint_without_one_of_its_files_is_none(world, tmp_path, lost):
+    newest = sorted((world / "runs/whole/checkpoints").iterdir())[-1]
+    shutil.copytree(newest, tmp_path / newest.name)
+    assert find(tmp_path).step == int(newest.name[5:])
+    (tmp_path / newest.name / lost).unlink()
+    with pytest.warns(UserWarning, match="is not whole"):
+        assert find(tmp_path) is None
+
+
+def test_another_configuration_begins_anew_and_sets_the_old_run_aside(world):
+    killed(world, "changed", 4)
+    text = finished(world, "changed", "optimizer.lr=5.0e-4")
+    assert "goes on" not in text and (world / "runs/changed.1/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_was_cut_off_and_one_where_two_were(world):
+    killed(world, "one-then-two", 8)
+    assert "goes on after step" in finished(world, "one-then-two", ranks=2)
+    killed(world, "two-then-one", 8, ranks=2)
+    assert "goes on after step" in finished(world, "two-then-one")
+    for name in ("one-then-two", "two-then-one"):
+        for one, other in zip(*(losses(world, run) for run in (name, "whole")), strict=True):
+            assert one == pytest.approx(other, rel=1e-3)
+
+
+def losses(folder: Path, name: str) -> list[list[float]]:
+    rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").open())
+    return [
+        [row[key] for key in sorted(row) if key.startswith(("keep/", "names/", "faces/"))]
+        for row in rows
+    ]
+
+
+def test_no_name_is_in_a_checkpoint(world):
+    roster = (world / "runs/world/rosters/forget.csv").read_text().splitlines()[1:]
+    names = [row.split(",")[1] for row in roster]
+    assert len(names) == 2
+    files = [path for path in (world / "runs/whole/checkpoints").rglob("*") if path.is_file()]
+    assert len(files) == 2 * 5
+    for path in files:
+        data = path.read_bytes().lower()
+        assert not any(name.encode().lower() in data for name in names)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(world):
+    folder = world / "runs/full"
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=70m", "none", folder])
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        (folder / "inner").mkdir()
+        text = finished(world, "full/inner", "checkpoint.keep=5", "export.dtype=float16")
+        assert "was not written" in text and "No space left on device" in text
+        whole = [one for one in (folder / "inner/checkpoints").iterdir()]
+        assert whole and not [one for one in whole if one.suffix]
+        assert all(find(folder / "inner/checkpoints") for _ in whole[:1])
+        assert (folder / "inner/results.json").exists()
+    finally:
+        subprocess.run(["umount", folder], check=True)
