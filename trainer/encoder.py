@@ -66,7 +66,8 @@ class ClipEncoder:
         pixels, undecodable = [], []
         for row, data in enumerate(pictures):
             try:
-                pixels.append(self._clip.prepare.resize(decode_picture(data)))
+                picture = decode_picture(data, max(self._clip.prepare.size))
+                pixels.append(self._clip.prepare.resize(picture))
             except BadSample:
                 undecodable.append(row)
                 pixels.append(torch.zeros(3, *self._clip.prepare.size, dtype=torch.uint8))

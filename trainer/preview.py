@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch.distributed as dist
 
+from trainer.api import Pair
 from trainer.config import Config
 from trainer.steps import (
     Positions,
@@ -33,10 +35,14 @@ class Keys(NamedTuple):
 
 def keys_of(step: Step) -> Keys:
     rows = {
-        name: [(turn, sample.key, pair.identity) for turn, sample, pair in own]
+        name: [(turn, key, pair.identity) for turn, key, pair in own]
         for name, own in step.rows.items()
     }
     return Keys(rows, step.skips, step.positions)
+
+
+def without_pictures(pair: Pair) -> Pair:
+    return replace(pair, student_image=None, teacher_image=None)
 
 
 def joined(parts: list[Keys]) -> Keys:
@@ -70,7 +76,10 @@ def preview(config: Config, num_steps: int, position: Path | None, skips: Skips)
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     check_sizes(config.objectives, config.data.lanes, ranks)
     resume = StreamState.from_json(position.read_text()) if position and position.exists() else None
-    steps = Steps(config.objectives, config.data, config.seed, rank, ranks, keys_of, resume=resume)
+    steps = Steps(
+        config.objectives, config.data, config.seed, rank, ranks, without_pictures, keys_of,
+        resume=resume,
+    )  # fmt: skip
     first = resume.step if resume else 0
     if ranks > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")

@@ -32,10 +32,10 @@ T = TypeVar("T")
 
 
 class Row(NamedTuple):
-    """A pair of an objective, and the clean sample it is made of."""
+    """A pair of an objective, and the key of the clean sample it is made of."""
 
     turn: int  # which of all its rows, over all ranks, from step 0 on
-    sample: Sample
+    key: str
     pair: Pair
 
 
@@ -133,7 +133,7 @@ class Rows:
                 continue
             if pair is not None:
                 skips += passed
-                return Row(turn, sample, pair)
+                return Row(turn, sample.key, pair)
             passed.reasons[veto or f"of no use to {self._name}"] += 1
         counts = ", ".join(f"{reason} {count}" for reason, count in passed.reasons.most_common())
         raise ValueError(
@@ -174,7 +174,8 @@ class Stopped:
 class Steps(IterableDataset, Generic[T]):
     """What one loader worker of one rank draws: its part of every step, without end.
 
-    finish: makes of it, in the worker, what the parent wants. resume: where to go on.
+    shrink: what to keep of a pair, while its pictures are at hand. finish: makes of the part, in
+    the worker, what the parent wants. resume: where to go on.
     """
 
     def __init__(
@@ -184,12 +185,14 @@ class Steps(IterableDataset, Generic[T]):
         seed: int,
         rank: int,
         ranks: int,
+        shrink: Callable[[Pair], Pair],
         finish: Callable[[Step], T],
         min_side: int | None = None,
         resume: StreamState | None = None,
     ):
         self.objectives, self.data, self.seed = dict(objectives), data, seed
-        self.rank, self.ranks, self.finish, self.min_side = rank, ranks, finish, min_side
+        self.rank, self.ranks, self.min_side = rank, ranks, min_side
+        self.shrink, self.finish = shrink, finish
         self.dealt = {
             name: Dealt.of(objective.options.shards or data.shards, data.lanes, seed)
             for name, objective in objectives.items()
@@ -261,12 +264,15 @@ class Steps(IterableDataset, Generic[T]):
 
     def _step(self, step: int, lanes: range, rows: dict[str, Rows]) -> Step:
         skips = Skips()
-        drawn = {}
+        drawn: dict[str, list[Row]] = {}
         for name, objective in self.objectives.items():
             first = step * objective.options.batch_size
             turns = range(first, first + objective.options.batch_size)
             mine = [turn for turn in turns if turn % self.data.lanes in lanes]
-            drawn[name] = [rows[name].draw(turn, self.data.lanes, skips) for turn in mine]
+            drawn[name] = []
+            for turn in mine:
+                row = rows[name].draw(turn, self.data.lanes, skips)
+                drawn[name].append(row._replace(pair=self.shrink(row.pair)))
         return Step(drawn, skips, {name: own.positions for name, own in rows.items()})
 
 

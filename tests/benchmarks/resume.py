@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from tests.benchmarks.captions import write_shard
 from trainer.config import Config, load_config
 from trainer.indexing import index_shards
+from trainer.preview import without_pictures
 from trainer.steps import Step, Steps, StreamState, draw
 
 SHARDS, SAMPLES = 32, 5_000
@@ -33,12 +34,13 @@ TIME = """
 import sys
 from time import perf_counter
 from trainer.config import load_config
+from trainer.preview import without_pictures
 from trainer.steps import Steps, StreamState, draw
 from tests.benchmarks.resume import positions_of
 config = load_config("run.yaml")
 state = StreamState.from_json(open(sys.argv[1]).read())
 started_at = perf_counter()
-steps = Steps(config.objectives, config.data, 0, 0, 1, positions_of, resume=state)
+steps = Steps(config.objectives, config.data, 0, 0, 1, without_pictures, positions_of, resume=state)
 next(draw(steps, 0))
 print(perf_counter() - started_at)
 """
@@ -49,7 +51,7 @@ def positions_of(step: Step) -> dict:
 
 
 def state_after(config: Config, num_steps: int) -> StreamState:
-    steps = Steps(config.objectives, config.data, 0, 0, 1, positions_of)
+    steps = Steps(config.objectives, config.data, 0, 0, 1, without_pictures, positions_of)
     positions = next(islice(draw(steps, 0), num_steps - 1, None))[0]
     return StreamState(num_steps, steps.order, positions)
 

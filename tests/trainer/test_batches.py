@@ -7,7 +7,7 @@ from plugins.face_to_neutral import FaceToNeutral
 from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
 from tests.conftest import picture, write_people, write_shard
-from trainer import BadSample, Objective, Pair, Sample, Tower
+from trainer import BadSample, Objective, Pair, Tower
 from trainer import steps as steps_of
 from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, Batches, Packer
 from trainer.config import DataConfig
@@ -126,7 +126,7 @@ def test_a_step_that_does_not_divide_is_refused_with_the_next_size(tiny_clip, cl
 
 
 def packed(clip, pairs: list[Pair], first: int = 0) -> Batch:
-    rows = [Row(turn, Sample(f"{turn}"), pair) for turn, pair in enumerate(pairs, first)]
+    rows = [Row(turn, f"{turn}", pair) for turn, pair in enumerate(pairs, first)]
     return Packer(clip.tokenize, clip.prepare)(Step({"x": rows}, Skips(), {"x": []}))
 
 

@@ -192,7 +192,7 @@ def test_a_misspelt_option_far_down_is_named_with_its_full_path():
 
 def test_a_misspelt_section_is_named_with_a_suggestion():
     assert mistakes(RUN, "optimzer.lr=1")[0].startswith(
-        "optimzer: unknown option; did you mean 'optimizer'? possible: data, evaluations, "
+        "optimzer: unknown option; did you mean 'optimizer'? possible: checkpoint, data, "
     )
 
 
