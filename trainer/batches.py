@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from trainer.api import Objective, Pair
 from trainer.clip import Clip
@@ -20,16 +22,38 @@ TURN, LABEL, STUDENT_TEXT, STUDENT_IMAGE, TEACHER_TEXT, TEACHER_IMAGE = range(6)
 ABSENT = -1
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """(m, 3, H, W) uint8, in the parts that the workers made: to join them is to copy them."""
+
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def to(self, device: torch.device) -> Pixels:
+        return Pixels(tuple(part.to(device) for part in self.parts))
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        """places: (n,) int64, sorted, each once. A part of which all is wanted is not copied."""
+        found, start = [], 0
+        for part in self.parts:
+            own = places[(places >= start) & (places < start + len(part))] - start
+            found.append(part if len(own) == len(part) else part[own.to(part.device)])
+            start += len(part)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
 @dataclass
 class Batch:
     """A step's rows of all objectives. A caption or picture that repeats is there once.
 
-    tokens: (n, l) int64; pixels: (m, 3, H, W) uint8; either may be empty. rows: by objective,
+    tokens: (n, l) int64; pixels: m pictures; either may be empty. rows: by objective,
     (r, 6) int64, see the columns above. positions: where the lanes that it is from stand after it.
     """
 
     tokens: Tensor
-    pixels: Tensor
+    pixels: Pixels
     rows: dict[str, Tensor]
     skips: Skips
     positions: Positions
@@ -60,7 +84,7 @@ class Batch:
             skips += part.skips
         return Batch(
             torch.cat(tokens),
-            torch.cat([part.pixels for part in parts]),
+            Pixels(tuple(one for part in parts for one in part.pixels.parts)),
             {name: own[own[:, TURN].argsort()] for name, own in joined.items()},
             skips,
             {name: [lane for part in parts for lane in part.positions[name]] for name in joined},
@@ -93,7 +117,7 @@ class Packer:
 
 def pack(
     drawn: Mapping[str, Sequence[Row]], tokenize: Tokenizer, prepare: Prepare
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Pixels, dict[str, Tensor]]:
     """A batch's tokens, pixels and rows; equal captions, and pictures that are one object, once."""
     texts: dict[str, int] = {}
     places: dict[int, int] = {}
@@ -128,10 +152,19 @@ def pack(
         for name, own in drawn.items()
     }
     # Channels last, as they are decoded: to turn them takes a tenth of the decoding.
-    pixels = torch.empty(len(pictures), *prepare.size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    pixels = empty_shared(len(pictures), *prepare.size, 3).permute(0, 3, 1, 2)
     for place, picture in zip(pixels, pictures, strict=True):
         place.copy_(picture)
-    return tokenize(list(texts)), pixels, rows
+    return tokenize(list(texts)), Pixels((pixels,)), rows
+
+
+def empty_shared(*shape: int) -> Tensor:
+    """Of uint8; in a loader worker where the parent finds it without another copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own default_collate does.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class Batches:

@@ -21,6 +21,7 @@ from trainer.batches import (
     TEACHER_TEXT,
     Batch,
     Batches,
+    Pixels,
 )
 from trainer.clip import Towers
 from trainer.config import Config
@@ -130,7 +131,7 @@ def train(config: Config) -> None:
 def embed(
     model: nn.Module,
     tokens: Tensor,
-    pixels: Tensor,
+    pixels: Pixels,
     batch: Batch,
     text_column: int,
     image_column: int,
