@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 # A room may import from rooms of a lower line only.
 FLOORS = [
-    ["losses", "hookspecs", "quotas", "charts", "decoding", "transports"],
+    ["losses", "hookspecs", "quotas", "charts", "decoding", "transports", "skips", "interruption"],
     ["remote"],
     ["cache"],
     ["api"],

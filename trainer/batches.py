@@ -15,7 +15,8 @@ from trainer.api import Objective, Pair
 from trainer.clip import Clip
 from trainer.config import DataConfig
 from trainer.preprocess import Prepare, Tokenizer
-from trainer.steps import Positions, Row, Skips, Step, Steps, StreamState, check_sizes, draw
+from trainer.skips import Skips
+from trainer.steps import Positions, Row, Step, Steps, StreamState, check_sizes, draw
 
 # The columns of a row: its turn, its label, and where its parts stand in tokens and pixels.
 TURN, LABEL, STUDENT_TEXT, STUDENT_IMAGE, TEACHER_TEXT, TEACHER_IMAGE = range(6)

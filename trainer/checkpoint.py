@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.api import Measures
-from trainer.steps import Positions, Skips, StreamState
+from trainer.skips import Skips
+from trainer.steps import Positions, StreamState
 
 MODEL, OPTIMIZER, RANDOM, STATE, MANIFEST = (
     "student.safetensors", "optimizer.pt", "random.pt", "state.json", "manifest.json",
@@ -44,6 +45,13 @@ class Saved:
     stream: StreamState
     before: Measures  # measured at the start of the run
     skips: Skips  # of all processes, up to there
+    windows: list[list[dict[str, float]]]  # of each process: losses that are not logged yet
+
+    def window(self, rank: int, device: torch.device) -> list[dict[str, Tensor]]:
+        own = self.windows[rank] if rank < len(self.windows) else []
+        return [
+            {name: torch.tensor(value, device=device) for name, value in one.items()} for one in own
+        ]
 
     def load_into(self, student: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
         """student: not wrapped. Raises ValueError where it is of another model."""
@@ -75,7 +83,7 @@ def find(folder: Path) -> Saved | None:
         skips.reasons.update(state["reasons"])
         skips.bad.update({(shard, reason): count for shard, reason, count in state["bad"]})
         stream = StreamState(**state["stream"])
-        return Saved(found, stream.step, stream, state["before"], skips)
+        return Saved(found, stream.step, stream, state["before"], skips, state["windows"])
     return None
 
 
@@ -125,17 +133,19 @@ class Checkpoints:
         positions: Positions,
         before: Measures,
         skips: Skips,
+        window: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        """Called by all ranks. student: not wrapped."""
-        shares = gather_object([(positions, skips, torch.get_rng_state())])
+        """Called by all ranks. student: not wrapped. window: losses that are not logged yet."""
+        losses = [{name: value.item() for name, value in one.items()} for one in window]
+        shares = gather_object([(positions, skips, losses, torch.get_rng_state())])
         if not self._accelerator.is_main_process:
             return
         self.wait()
         everywhere = Skips()
-        for _, own, _ in shares:
+        for _, own, _, _ in shares:
             everywhere += own
         all_positions = {
-            name: sorted(lane for own, _, _ in shares for lane in own[name]) for name in positions
+            name: sorted(lane for own, *_ in shares for lane in own[name]) for name in positions
         }
         state = {
             "stream": vars(StreamState(step, dict(order), all_positions)),
@@ -143,10 +153,11 @@ class Checkpoints:
             "used": everywhere.used,
             "reasons": everywhere.reasons,
             "bad": [[*place, count] for place, count in everywhere.bad.items()],
+            "windows": [own for _, _, own, _ in shares],
         }
         model = {name: _copied(tensor) for name, tensor in student.state_dict().items()}
         moments = _on_cpu(optimizer.state_dict())
-        random = [states for _, _, states in shares]
+        random = [own for *_, own in shares]
         self._writing = self._writer.submit(self._write, step, model, moments, random, state)
 
     def _write(

@@ -82,7 +82,7 @@ def stream(config: Path, overrides: tuple[str, ...], steps: int, position: Path 
     the keys of its samples, and pseudonyms for the people of its triggers."""
     loaded = load_config(config, overrides)
     from trainer.preview import preview
-    from trainer.steps import Skips
+    from trainer.skips import Skips
 
     skips = Skips()
     for line in preview(loaded, steps, position, skips):

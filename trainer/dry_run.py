@@ -41,7 +41,7 @@ def describe_run(config: Config) -> str:
         *_memory(memory_of(student, batch, config, precision)),
         *_evaluations(config),
         ("writes", f"{config.output}/"),
-        ("", "config.yaml, metrics.jsonl, results.json, report.html, model/"),
+        ("", "config.yaml, metrics.jsonl, results.json, report.html, model/, checkpoints/"),
         ("trackers", ", ".join(config.trackers) or "none beside metrics.jsonl"),
     ]
     return "\n".join(f"{head:<{INDENT}}{text}" for head, text in lines)

@@ -13,7 +13,7 @@ from trainer.clip import Clip, Towers
 from trainer.config import Config, ModelConfig
 from trainer.encoder import ClipEncoder
 from trainer.runs import Run, start
-from trainer.steps import Skips
+from trainer.skips import Skips
 
 
 def measure(evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder) -> Measures:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from trainer.api import Pair
 from trainer.config import Config
+from trainer.skips import Skips
 from trainer.steps import (
     Positions,
-    Skips,
     Step,
     Steps,
     StreamState,

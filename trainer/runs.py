@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from time import perf_counter
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +19,9 @@ from tqdm import tqdm
 from trainer.api import Measures
 from trainer.checkpoint import WHOLE, Checkpoints, Saved, find
 from trainer.config import Config
+from trainer.interruption import EXIT_CODE, MARKER
 from trainer.report import summary, write_report
-from trainer.steps import Skips
+from trainer.skips import Skips
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"  # in a run's folder
 
@@ -65,6 +67,7 @@ class Run:
     def _claim(self) -> Saved | None:
         """Go on with a run of the same configuration that was cut off, or begin a new one."""
         config = self.config.to_yaml()
+        (self.folder / MARKER).unlink(missing_ok=True)
         may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off(config)
         if may_go_on and (saved := find(self.folder / CHECKPOINTS)):
             cut_metrics(self.folder / METRICS, saved.step)
@@ -97,6 +100,17 @@ class Run:
             return None
         folder = self.folder / CHECKPOINTS
         return Checkpoints(folder, options.every, options.keep, self.accelerator)
+
+    def leave(self, step: int, saves: Checkpoints | None) -> NoReturn:
+        """In the middle, as it was told to. Launch files start a run again that left the marker."""
+        if saves:
+            saves.wait()
+        if self.accelerator.is_main_process:
+            (self.folder / MARKER).write_text(f"{step}\n")
+        self.accelerator.wait_for_everyone()
+        how = "the same command goes on from there" if saves else "nothing was saved"
+        self.say(f"told to stop after step {step}; {how}")
+        raise SystemExit(EXIT_CODE)
 
     def say(self, line: str) -> None:
         if self.accelerator.is_main_process:

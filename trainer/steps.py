@@ -6,10 +6,11 @@ A loader worker draws its lanes' rows of a step; together the workers of all ran
 from __future__ import annotations
 
 import json
+import os
+import signal
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import PurePath
@@ -23,10 +24,10 @@ from trainer.api import BadSample, Objective, Pair, Sample, Tower
 from trainer.config import DataConfig
 from trainer.readers import Reading
 from trainer.remote import Patience
+from trainer.skips import Skips
 from trainer.streams import Dealt, Lane
 
 MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
-MIN_JUDGED = 1_000  # samples before their bad share is one
 Positions = dict[str, list[list[int]]]  # by objective: of each lane its number, then its state
 T = TypeVar("T")
 
@@ -37,41 +38,6 @@ class Row(NamedTuple):
     turn: int  # which of all its rows, over all ranks, from step 0 on
     key: str
     pair: Pair
-
-
-@dataclass
-class Skips:
-    """What was not used, and how much was."""
-
-    used: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)  # of all that was passed over
-    bad: Counter[tuple[str, str]] = field(default_factory=Counter)  # by shard and reason
-
-    def __iadd__(self, other: Skips) -> Skips:
-        self.used += other.used
-        self.reasons.update(other.reasons)
-        self.bad.update(other.bad)
-        return self
-
-    def judge(self, max_bad_share: float) -> None:
-        """Raises ValueError where more is bad than may be."""
-        num_bad = self.bad.total()
-        if self.used + num_bad < MIN_JUDGED or num_bad <= max_bad_share * (self.used + num_bad):
-            return
-        (shard, reason), worst = self.bad.most_common(1)[0]
-        raise ValueError(
-            f"{num_bad} of {self.used + num_bad} samples cannot be used, more than "
-            f"data.max_bad_share ({max_bad_share:g}) allows; most often {reason} in {shard} "
-            f"({worst}); mend the shards, leave them out, or raise data.max_bad_share"
-        )
-
-    def worst_shards(self, count: int = 100) -> dict[str, dict[str, int]]:
-        """Of the shards with most bad samples, how many by reason."""
-        by_shard: dict[str, Counter[str]] = {}
-        for (shard, reason), times in self.bad.items():
-            by_shard.setdefault(shard, Counter())[reason] += times
-        worst = sorted(by_shard, key=lambda shard: -by_shard[shard].total())[:count]
-        return {shard: dict(by_shard[shard]) for shard in worst}
 
 
 @dataclass
@@ -233,6 +199,8 @@ class Steps(IterableDataset, Generic[T]):
         return range(self.rank, self.data.lanes, self.ranks)[first::stride]
 
     def __iter__(self) -> Iterator[T | Stopped]:
+        if get_worker_info() is not None:
+            outlive_first_sigterm()
         try:
             lanes = self.lanes()
             rows = {name: self._rows(name, lanes) for name in self.objectives}
@@ -274,6 +242,19 @@ class Steps(IterableDataset, Generic[T]):
                 row = rows[name].draw(turn, self.data.lanes, skips)
                 drawn[name].append(row._replace(pair=self.shrink(row.pair)))
         return Step(drawn, skips, {name: own.positions for name, own in rows.items()})
+
+
+def outlive_first_sigterm() -> None:
+    """For a loader worker: who preempts a run tells all its processes, and this one has to go on
+    until the parent has saved. Its own shutdown tells it again."""
+    told = count(1)
+
+    def leave_at_second(*_) -> None:
+        if next(told) > 1:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave_at_second)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def draw(steps: Steps[T], workers: int) -> Iterator[list[T]]:

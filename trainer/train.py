@@ -28,9 +28,11 @@ from trainer.config import Config
 from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
 from trainer.export import export
+from trainer.interruption import Interruption
 from trainer.optim import learning_rate, make_optimizer, pull
 from trainer.runs import Run, start
-from trainer.steps import Skips, check_sizes
+from trainer.skips import Skips
+from trainer.steps import check_sizes
 
 
 def train(config: Config) -> None:
@@ -73,9 +75,9 @@ def train(config: Config) -> None:
     stream = saved.stream if saved else None
     batches = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream)
     first = saved.step if saved else 0
-    window: list[dict[str, Tensor]] = []  # losses since they were last logged, on the device
+    window = saved.window(rank, device) if saved else []  # losses since they were last logged
     skips = saved.skips if saved and accelerator.is_main_process else Skips()
-    with run.timed("train"):
+    with run.timed("train"), Interruption(accelerator) as interruption:
         rest_of = islice(batches, config.steps - first)
         for step, batch in enumerate(run.progress(rest_of, first, config.steps), first + 1):
             tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
@@ -111,10 +113,13 @@ def train(config: Config) -> None:
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 run.log(step, measure(evaluations, learner, original))
-            if saves and step < config.steps and saves.due(step):
+            is_interrupted = step < config.steps and interruption.is_asked()
+            if saves and step < config.steps and (saves.due(step) or is_interrupted):
                 model = accelerator.unwrap_model(student)
-                saves.save(step, model, optimizer, batches.order, batch.positions, before, skips)
-
+                order, positions = batches.order, batch.positions
+                saves.save(step, model, optimizer, order, positions, before, skips, window)
+            if is_interrupted:
+                run.leave(step, saves)
     if saves:
         saves.wait()
     with run.timed("after"):

@@ -12,7 +12,8 @@ from trainer import steps as steps_of
 from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, Batches, Packer
 from trainer.config import DataConfig
 from trainer.readers import Reading
-from trainer.steps import Row, Skips, Step
+from trainer.skips import Skips
+from trainer.steps import Row, Step
 from trainer.streams import Position, deal, expand, read_lane
 
 

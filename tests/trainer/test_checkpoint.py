@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -134,6 +136,42 @@ def test_a_checkpoint_without_one_of_its_files_is_none(world, tmp_path, lost):
     (tmp_path / newest.name / lost).unlink()
     with pytest.warns(UserWarning, match="is not whole"):
         assert find(tmp_path) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_stop_a_run_saves_at_the_end_of_its_step_and_goes_on(world, number):
+    """All its processes are told, loader workers too, as a scheduler does."""
+    name = f"told-{number.name}"
+    process = launched(world, name)
+    metrics = world / "runs" / name / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, text
+    step = int((world / "runs" / name / "interrupted").read_text())
+    assert f"told to stop after step {step}; the same command goes on from there" in text
+    assert find(world / "runs" / name / "checkpoints").step == step
+    assert f"goes on after step {step}" in finished(world, name)
+    assert not (world / "runs" / name / "interrupted").exists()
+    same_result(world, name)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_told_to_stop_and_both_do(world):
+    process = launched(world, "told-one", ranks=2)
+    metrics = world / "runs/told-one/metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children()
+    ranks = [one for one in children if "trainer" in one.cmdline()]
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert "told to stop after step" in text
+    assert "goes on after step" in finished(world, "told-one", ranks=2)
 
 
 def test_another_configuration_begins_anew_and_sets_the_old_run_aside(world):
