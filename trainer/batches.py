@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from trainer.api import Objective, Pair
+from trainer.api import Objective, Pair, Sample
 from trainer.clip import Clip
 from trainer.config import DataConfig
 from trainer.preprocess import Prepare, Tokenizer
 from trainer.skips import Skips
-from trainer.steps import Positions, Row, Step, Steps, StreamState, check_sizes, draw
+from trainer.steps import Positions, Steps, StreamState, check_sizes, draw
 
 # The columns of a row: its turn, its label, and where its parts stand in tokens and pixels.
 TURN, LABEL, STUDENT_TEXT, STUDENT_IMAGE, TEACHER_TEXT, TEACHER_IMAGE = range(6)
 ABSENT = -1
+PART = 64  # pictures that a worker makes room for at once
 
 
 @dataclass(frozen=True)
@@ -92,71 +94,55 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
-class Packer:
-    """What a loader worker makes of the rows that it drew."""
+class BatchBuilder:
+    """What a loader worker makes of rows as they are drawn: equal captions once, pictures at the
+    model's size, written where the parent finds them.
+    """
 
-    tokenize: Tokenizer
-    prepare: Prepare
+    def __init__(self, names: Iterable[str], tokenize: Tokenizer, prepare: Prepare):
+        self._tokenize, self._prepare = tokenize, prepare
+        self._rows: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
+        self._texts: dict[str, int] = {}
+        self._pixels: list[Tensor] = []
+        self._num_pixels = 0
 
-    def shrink(self, pair: Pair) -> Pair:
-        """At once: it is in the processor's cache, and a step's pictures are not all held whole."""
-        student, teacher = pair.student_image, pair.teacher_image
-        if student is None and teacher is None:
-            return pair
-        small = None if student is None else self.prepare.resize(student)
-        if teacher is not None and teacher is not student:
-            return replace(pair, student_image=small, teacher_image=self.prepare.resize(teacher))
-        return replace(
-            pair, student_image=small, teacher_image=teacher if teacher is None else small
+    def add(self, name: str, turn: int, sample: Sample, pair: Pair) -> None:
+        seen = self._picture(pair.student_image)
+        is_same = pair.teacher_image is pair.student_image
+        row = (
+            turn,
+            pair.label,
+            self._text(pair.student_text),
+            seen,
+            self._text(pair.teacher_text),
+            seen if is_same else self._picture(pair.teacher_image),
         )
+        self._rows[name].append(row)
 
-    def __call__(self, step: Step) -> Batch:
-        tokens, pixels, rows = pack(step.rows, self.tokenize, self.prepare)
-        return Batch(tokens, pixels, rows, step.skips, step.positions)
+    def _text(self, text: str | None) -> int:
+        return ABSENT if text is None else self._texts.setdefault(text, len(self._texts))
 
-
-def pack(
-    drawn: Mapping[str, Sequence[Row]], tokenize: Tokenizer, prepare: Prepare
-) -> tuple[Tensor, Pixels, dict[str, Tensor]]:
-    """A batch's tokens, pixels and rows; equal captions, and pictures that are one object, once."""
-    texts: dict[str, int] = {}
-    places: dict[int, int] = {}
-    pictures: list[Tensor] = []
-
-    def text_place(text: str | None) -> int:
-        return ABSENT if text is None else texts.setdefault(text, len(texts))
-
-    def picture_place(picture: Tensor | None) -> int:
+    def _picture(self, picture: Tensor | None) -> int:
+        """Its place. Resized at once, while it is in the processor's cache."""
         if picture is None:
             return ABSENT
-        if id(picture) not in places:
-            places[id(picture)] = len(pictures)
-            pictures.append(picture)
-        return places[id(picture)]
+        place = self._num_pixels % PART
+        if place == 0:
+            # Channels last, as they are decoded: to turn them takes a tenth of the decoding.
+            part = empty_shared(PART, *self._prepare.size, 3)
+            self._pixels.append(part.permute(0, 3, 1, 2))
+        self._pixels[-1][place].copy_(self._prepare.resize(picture))
+        self._num_pixels += 1
+        return self._num_pixels - 1
 
-    rows = {
-        name: torch.tensor(
-            [
-                (
-                    turn,
-                    pair.label,
-                    text_place(pair.student_text),
-                    picture_place(pair.student_image),
-                    text_place(pair.teacher_text),
-                    picture_place(pair.teacher_image),
-                )
-                for turn, _, pair in own
-            ],
-            dtype=torch.int64,
-        ).reshape(-1, 6)
-        for name, own in drawn.items()
-    }
-    # Channels last, as they are decoded: to turn them takes a tenth of the decoding.
-    pixels = empty_shared(len(pictures), *prepare.size, 3).permute(0, 3, 1, 2)
-    for place, picture in zip(pixels, pictures, strict=True):
-        place.copy_(picture)
-    return tokenize(list(texts)), Pixels((pixels,)), rows
+    def finish(self, skips: Skips, positions: Positions) -> Batch:
+        *full, last = self._pixels or [torch.empty(0, 3, *self._prepare.size, dtype=torch.uint8)]
+        rows = {
+            name: torch.tensor(own, dtype=torch.int64).reshape(-1, 6)
+            for name, own in self._rows.items()
+        }
+        pixels = Pixels((*full, last[: self._num_pixels - len(full) * PART]))
+        return Batch(self._tokenize(list(self._texts)), pixels, rows, skips, positions)
 
 
 def empty_shared(*shape: int) -> Tensor:
@@ -187,9 +173,9 @@ class Batches:
         resume: StreamState | None = None,
     ):
         check_sizes(objectives, data.lanes, ranks)
-        packer = Packer(clip.tokenize, clip.prepare)
+        build = partial(BatchBuilder, list(objectives), clip.tokenize, clip.prepare)
         min_side = max(clip.prepare.size)
-        steps = Steps(objectives, data, seed, rank, ranks, packer.shrink, packer, min_side, resume)
+        steps = Steps(objectives, data, seed, rank, ranks, build, min_side, resume)
         self.order = steps.order
         pad_id = clip.tokenize.pad_id
         self._batches = (Batch.join(parts, pad_id) for parts in draw(steps, data.workers))

@@ -120,6 +120,8 @@ class Prepare:
 
 def _without_ends(picture: Tensor) -> Tensor:
     height, width = picture.shape[-2:]
+    if max(height, width) <= MAX_ASPECT * min(height, width):
+        return picture
     return tvf.center_crop(
         picture, [min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)]
     )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch.distributed as dist
 
-from trainer.api import Pair
+from trainer.api import Pair, Sample
 from trainer.config import Config
 from trainer.skips import Skips
 from trainer.steps import (
     Positions,
-    Step,
     Steps,
     StreamState,
     check_sizes,
@@ -33,16 +32,17 @@ class Keys(NamedTuple):
     positions: Positions
 
 
-def keys_of(step: Step) -> Keys:
-    rows = {
-        name: [(turn, key, pair.identity) for turn, key, pair in own]
-        for name, own in step.rows.items()
-    }
-    return Keys(rows, step.skips, step.positions)
+class KeysBuilder:
+    """Pictures are decoded, so that what is skipped is what a run skips, and dropped."""
 
+    def __init__(self, names: Iterable[str]):
+        self._rows: dict[str, list[tuple[int, str, str | None]]] = {name: [] for name in names}
 
-def without_pictures(pair: Pair) -> Pair:
-    return replace(pair, student_image=None, teacher_image=None)
+    def add(self, name: str, turn: int, sample: Sample, pair: Pair) -> None:
+        self._rows[name].append((turn, sample.key, pair.identity))
+
+    def finish(self, skips: Skips, positions: Positions) -> Keys:
+        return Keys(self._rows, skips, positions)
 
 
 def joined(parts: list[Keys]) -> Keys:
@@ -76,10 +76,8 @@ def preview(config: Config, num_steps: int, position: Path | None, skips: Skips)
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     check_sizes(config.objectives, config.data.lanes, ranks)
     resume = StreamState.from_json(position.read_text()) if position and position.exists() else None
-    steps = Steps(
-        config.objectives, config.data, config.seed, rank, ranks, without_pictures, keys_of,
-        resume=resume,
-    )  # fmt: skip
+    build = partial(KeysBuilder, list(config.objectives))
+    steps = Steps(config.objectives, config.data, config.seed, rank, ranks, build, resume=resume)
     first = resume.step if resume else 0
     if ranks > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")

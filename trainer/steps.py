@@ -15,7 +15,7 @@ from hashlib import sha256
 from itertools import count, islice
 from pathlib import PurePath
 from random import Random
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 from zlib import crc32
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -30,23 +30,17 @@ from trainer.streams import Dealt, Lane
 MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
 Positions = dict[str, list[list[int]]]  # by objective: of each lane its number, then its state
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Row(NamedTuple):
-    """A pair of an objective, and the key of the clean sample it is made of."""
+class Builder(Protocol[T_co]):
+    """Makes of a step's rows, in the worker that draws them, what the parent wants."""
 
-    turn: int  # which of all its rows, over all ranks, from step 0 on
-    key: str
-    pair: Pair
+    def add(self, name: str, turn: int, sample: Sample, pair: Pair) -> None:
+        """A row of the objective `name`; turn: which of all its rows, over all ranks."""
 
-
-@dataclass
-class Step:
-    """The rows of one step from the lanes at hand, and where these stand after it."""
-
-    rows: dict[str, list[Row]]
-    skips: Skips
-    positions: Positions
+    def finish(self, skips: Skips, positions: Positions) -> T_co:
+        """positions: where the lanes at hand stand after the step."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +73,10 @@ class Rows:
     def positions(self) -> list[list[int]]:
         return [[number, *lane.state] for number, lane in self._lanes.items()]
 
-    def draw(self, turn: int, num_lanes: int, skips: Skips) -> Row:
-        """The row of this turn, from the next sample of its lane that serves.
+    def draw(self, turn: int, num_lanes: int, skips: Skips) -> tuple[Sample, Pair]:
+        """The pair of this turn, and the next sample of its lane, of which it is made.
 
-        Raises ValueError where none does.
+        Raises ValueError where none serves.
         """
         lane = self._lanes[turn % num_lanes]
         rng = Random(f"{self._seed} {self._name} {turn}")  # hashed by SHA-512, not by hash()
@@ -99,7 +93,7 @@ class Rows:
                 continue
             if pair is not None:
                 skips += passed
-                return Row(turn, sample.key, pair)
+                return sample, pair
             passed.reasons[veto or f"of no use to {self._name}"] += 1
         counts = ", ".join(f"{reason} {count}" for reason, count in passed.reasons.most_common())
         raise ValueError(
@@ -140,8 +134,7 @@ class Stopped:
 class Steps(IterableDataset, Generic[T]):
     """What one loader worker of one rank draws: its part of every step, without end.
 
-    shrink: what to keep of a pair, while its pictures are at hand. finish: makes of the part, in
-    the worker, what the parent wants. resume: where to go on.
+    build: a new builder, for each step. resume: where to go on.
     """
 
     def __init__(
@@ -151,14 +144,13 @@ class Steps(IterableDataset, Generic[T]):
         seed: int,
         rank: int,
         ranks: int,
-        shrink: Callable[[Pair], Pair],
-        finish: Callable[[Step], T],
+        build: Callable[[], Builder[T]],
         min_side: int | None = None,
         resume: StreamState | None = None,
     ):
         self.objectives, self.data, self.seed = dict(objectives), data, seed
         self.rank, self.ranks, self.min_side = rank, ranks, min_side
-        self.shrink, self.finish = shrink, finish
+        self.build = build
         self.dealt = {
             name: Dealt.of(objective.options.shards or data.shards, data.lanes, seed)
             for name, objective in objectives.items()
@@ -205,7 +197,7 @@ class Steps(IterableDataset, Generic[T]):
             lanes = self.lanes()
             rows = {name: self._rows(name, lanes) for name in self.objectives}
             for step in count(self._first_step):
-                yield self.finish(self._step(step, lanes, rows))
+                yield self._step(step, lanes, rows)
         except Exception as error:
             if get_worker_info() is None:
                 raise
@@ -230,18 +222,14 @@ class Steps(IterableDataset, Generic[T]):
         }
         return Rows(name, self.objectives, drawn, self.seed)
 
-    def _step(self, step: int, lanes: range, rows: dict[str, Rows]) -> Step:
-        skips = Skips()
-        drawn: dict[str, list[Row]] = {}
+    def _step(self, step: int, lanes: range, rows: dict[str, Rows]) -> T:
+        skips, builder = Skips(), self.build()
         for name, objective in self.objectives.items():
             first = step * objective.options.batch_size
-            turns = range(first, first + objective.options.batch_size)
-            mine = [turn for turn in turns if turn % self.data.lanes in lanes]
-            drawn[name] = []
-            for turn in mine:
-                row = rows[name].draw(turn, self.data.lanes, skips)
-                drawn[name].append(row._replace(pair=self.shrink(row.pair)))
-        return Step(drawn, skips, {name: own.positions for name, own in rows.items()})
+            for turn in range(first, first + objective.options.batch_size):
+                if turn % self.data.lanes in lanes:
+                    builder.add(name, turn, *rows[name].draw(turn, self.data.lanes, skips))
+        return builder.finish(skips, {name: own.positions for name, own in rows.items()})
 
 
 def outlive_first_sigterm() -> None:

@@ -15,10 +15,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from tests.benchmarks.captions import write_shard
+from trainer.api import Pair, Sample
 from trainer.config import Config, load_config
 from trainer.indexing import index_shards
-from trainer.preview import without_pictures
-from trainer.steps import Step, Steps, StreamState, draw
+from trainer.skips import Skips
+from trainer.steps import Positions, Steps, StreamState, draw
 
 SHARDS, SAMPLES = 32, 5_000
 STEPS = (100, 100_000)
@@ -34,24 +35,29 @@ TIME = """
 import sys
 from time import perf_counter
 from trainer.config import load_config
-from trainer.preview import without_pictures
 from trainer.steps import Steps, StreamState, draw
-from tests.benchmarks.resume import positions_of
+from tests.benchmarks.resume import PositionsBuilder
 config = load_config("run.yaml")
 state = StreamState.from_json(open(sys.argv[1]).read())
 started_at = perf_counter()
-steps = Steps(config.objectives, config.data, 0, 0, 1, without_pictures, positions_of, resume=state)
+steps = Steps(config.objectives, config.data, 0, 0, 1, PositionsBuilder, resume=state)
 next(draw(steps, 0))
 print(perf_counter() - started_at)
 """
 
 
-def positions_of(step: Step) -> dict:
-    return step.positions
+class PositionsBuilder:
+    """Of a step nothing but where it ends."""
+
+    def add(self, name: str, turn: int, sample: Sample, pair: Pair) -> None:
+        pass
+
+    def finish(self, skips: Skips, positions: Positions) -> Positions:
+        return positions
 
 
 def state_after(config: Config, num_steps: int) -> StreamState:
-    steps = Steps(config.objectives, config.data, 0, 0, 1, without_pictures, positions_of)
+    steps = Steps(config.objectives, config.data, 0, 0, 1, PositionsBuilder)
     positions = next(islice(draw(steps, 0), num_steps - 1, None))[0]
     return StreamState(num_steps, steps.order, positions)
 

@@ -7,13 +7,12 @@ from plugins.face_to_neutral import FaceToNeutral
 from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
 from tests.conftest import picture, write_people, write_shard
-from trainer import BadSample, Objective, Pair, Tower
+from trainer import BadSample, Objective, Pair, Sample, Tower
 from trainer import steps as steps_of
-from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, Batches, Packer
+from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, BatchBuilder, Batches
 from trainer.config import DataConfig
 from trainer.readers import Reading
 from trainer.skips import Skips
-from trainer.steps import Row, Step
 from trainer.streams import Position, deal, expand, read_lane
 
 
@@ -126,9 +125,11 @@ def test_a_step_that_does_not_divide_is_refused_with_the_next_size(tiny_clip, cl
         batches(tiny_clip, [clean_shards], ranks=3, size=18, lanes=8)
 
 
-def packed(clip, pairs: list[Pair], first: int = 0) -> Batch:
-    rows = [Row(turn, f"{turn}", pair) for turn, pair in enumerate(pairs, first)]
-    return Packer(clip.tokenize, clip.prepare)(Step({"x": rows}, Skips(), {"x": []}))
+def packed(clip, pairs: list[Pair]) -> Batch:
+    builder = BatchBuilder(["x"], clip.tokenize, clip.prepare)
+    for turn, pair in enumerate(pairs):
+        builder.add("x", turn, Sample(f"{turn}"), pair)
+    return builder.finish(Skips(), {"x": []})
 
 
 def test_a_caption_that_repeats_is_tokenised_and_run_once(tiny_clip):

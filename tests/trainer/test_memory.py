@@ -22,10 +22,10 @@ DRAW = """
 import json, resource, sys
 from itertools import islice
 from trainer.config import load_config
-from trainer.preview import keys_of, without_pictures
+from trainer.preview import KeysBuilder
 from trainer.steps import Steps, draw
 config = load_config("run.yaml")
-steps = Steps(config.objectives, config.data, 0, 0, 1, without_pictures, keys_of)
+steps = Steps(config.objectives, config.data, 0, 0, 1, lambda: KeysBuilder(config.objectives))
 seen = set()
 for parts in islice(draw(steps, 0), int(sys.argv[1])):
     seen |= {identity for _, _, identity in parts[0].rows["names"] if identity}

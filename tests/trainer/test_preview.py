@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from tests.conftest import REPOSITORY, kill_all, picture, write_people, write_shard
 from trainer.cli import cli
 from trainer.config import load_config
-from trainer.preview import joined, keys_of, lines_of, without_pictures
+from trainer.preview import KeysBuilder, joined, lines_of
 from trainer.steps import Steps, StreamState, draw
 
 RUN = """
@@ -65,10 +66,9 @@ def stream(*arguments: str) -> list[str]:
 def drawn(ranks: int, workers: int, steps: int, resume: StreamState | None = None):
     """The lines of the global batch as `ranks` processes draw it, and where they stand then."""
     config = load_config("run.yaml", [f"data.workers={workers}"])
+    build = partial(KeysBuilder, list(config.objectives))
     all_ranks = [
-        Steps(
-            config.objectives, config.data, 0, rank, ranks, without_pictures, keys_of, resume=resume
-        )
+        Steps(config.objectives, config.data, 0, rank, ranks, build, None, resume)
         for rank in range(ranks)
     ]
     streams = [draw(one, workers) for one in all_ranks]
