@@ -2,7 +2,8 @@
 
 The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or the whole picture of the
 person. The target is an embedding: for each identity that of one fixed stranger, or for everyone
-the mean of many people (the paper's), or a text's.
+the mean of many people (the paper's), or a text's. Faces of people to keep, and of strangers, must stay
+as they are.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ KEPT = -1  # the label of a row that is to stay as it is; the others' is their t
 class Shares(StrictModel):
     """Of the batch; they need not add up to one."""
 
-    forget: float = Field(0.5, gt=0, description="triggers")
-    replayed: float = Field(0.125, ge=0, description="pictures of people to keep")
+    forget: float = Field(0.25, gt=0, description="triggers")
+    replayed: float = Field(0.25, ge=0, description="pictures of people to keep")
+    strangers: float = Field(0.5, ge=0, description="pictures of strangers, to keep as well")
 
 
 class FaceToNeutral(Objective):
@@ -100,6 +102,8 @@ class FaceToNeutral(Objective):
         shares = options.shares.model_dump()
         if self._replayed is None:
             shares["replayed"] = 0.0
+        if self._strangers is None:
+            shares["strangers"] = 0.0
         self._quotas = Quotas(shares, options.batch_size, seed, needed="forget")
 
     @property
@@ -111,18 +115,20 @@ class FaceToNeutral(Objective):
 
     def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
         sort, nth = self._quotas.of(turn)
-        people = self._faces if sort == "forget" else self._replayed
+        people = {
+            "forget": self._faces, "replayed": self._replayed, "strangers": self._strangers
+        }[sort]  # fmt: skip
         person = in_turn(nth, len(people), self.seed)
         try:
             face = decode_picture(people.read(person, rng.randrange(people.count(person))))
         except BadSample as bad:  # counted; the next clean sample comes with another picture
             if not _any_decodes(people, person):
                 raise ValueError(
-                    f"faces of {self._pseudonyms[sort][person]}: none of their "
+                    f"faces of {self._called(sort, person)}: none of their "
                     f"{people.count(person)} pictures can be used; mend them or take the person "
                     "out of the roster"
                 ) from None
-            faces = f"faces of {self._pseudonyms[sort][person]}"
+            faces = f"faces of {self._called(sort, person)}"
             raise BadSample(f"{bad.reason} of a person", faces) from None
         face = self._vary(face, rng)
         if rng.random() < self.options.paste:
@@ -131,6 +137,9 @@ class FaceToNeutral(Objective):
             whose = self._pseudonyms[sort][person]
             return Pair(student_image=face, label=self._target_of(person), identity=whose)
         return Pair(student_image=face, teacher_image=face, label=KEPT)
+
+    def _called(self, sort: str, person: int) -> str:
+        return self._pseudonyms[sort][person] if sort in self._pseudonyms else f"stranger {person}"
 
     def _target_of(self, person: int) -> int:
         """The place of their target in `targets`: the same at every turn."""
