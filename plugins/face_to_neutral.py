@@ -2,8 +2,8 @@
 
 The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or the whole picture of the
 person. The target is an embedding: for each identity that of one fixed stranger, or for everyone
-the mean of many people (the paper's), or a text's. Faces of people to keep, and of strangers, must stay
-as they are.
+the mean of many people (the paper's), or a text's. Faces of people to keep, and of strangers, must
+stay as they are.
 """
 
 from __future__ import annotations

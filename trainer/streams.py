@@ -87,12 +87,6 @@ class Dealt:
             tuple(one.weight for one in all_of),
         )
 
-    @property
-    def urls(self) -> list[str]:
-        """Every shard once, in a fixed order."""
-        shares = (share for source in self.shares for lane in source for share in lane)
-        return sorted({share.url for share in shares})
-
 
 @dataclass(slots=True)
 class Position:

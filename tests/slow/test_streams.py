@@ -120,7 +120,7 @@ def test_ten_gigabytes_from_an_nginx_that_is_killed_twice_lose_nothing(
 PIECES = [bytes(512), b"\xff" * 512, WHOLE[:512], WHOLE[1024:1536]]
 
 
-@settings(max_examples=60_000, deadline=None)
+@settings(max_examples=110_000, deadline=None)
 @given(
     pieces=st.lists(st.sampled_from(PIECES), max_size=3),
     changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=20),

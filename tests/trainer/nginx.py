@@ -12,6 +12,7 @@ from pathlib import Path
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 CONFIG = """
+{user}
 worker_processes 1;
 pid {work}/nginx.pid;
 error_log stderr crit;
@@ -33,10 +34,10 @@ class Nginx:
             self.port = sock.getsockname()[1]
         work.mkdir(parents=True, exist_ok=True)
         self._config = work / "nginx.conf"
-        self._config.write_text(CONFIG.format(work=work, port=self.port, folder=folder))
-        for path in (folder, *folder.parents):  # its worker is another user
-            if not path.stat().st_mode & 0o001:
-                path.chmod(path.stat().st_mode | 0o055)
+        # Root's worker would be another user, who may not look into a test's folder.
+        user = "user root;" if os.getuid() == 0 else ""
+        text = CONFIG.format(work=work, port=self.port, folder=folder, user=user)
+        self._config.write_text(text)
 
     @property
     def address(self) -> str:

@@ -59,4 +59,5 @@ def test_5000_people_take_no_more_than_50_mb_more_than_50(tmp_path):
     few, small = drawn(tmp_path / "few", 50, 160)
     many, large = drawn(tmp_path / "many", 5000, 160)
     assert (few, many) == (50, 5000)  # 32 triggers a step: each had a turn
+    print(f"\n{few} people: {small:.0f} MB; {many} people: {large:.0f} MB")
     assert large - small < 50
