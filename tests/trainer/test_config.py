@@ -186,7 +186,7 @@ def test_a_misspelt_option_far_down_is_named_with_its_full_path():
     text = RUN.replace("kind: preserve", "kind: face_to_neutral, roster: x, shares: {forgt: 1}")
     assert mistakes(text) == [
         "objectives.keep.shares.forgt: unknown option; did you mean 'forget'? "
-        "possible: forget, replayed"
+        "possible: forget, replayed, strangers"
     ]
 
 
