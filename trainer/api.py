@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from trainer.decoding import BadSample, decode_picture
+from trainer.measures import Measure
+from trainer.measures import Measures as Measures  # checkpoint.py looks for it here
 
 
 class Tower(str, Enum):
@@ -74,7 +76,6 @@ class Embeddings:
 
 Losses = dict[str, Tensor]
 LossFn = Callable[[Embeddings, Embeddings], Losses]
-Measures = dict[str, float | list[float]]  # by full name; a list is a histogram
 
 
 class Encoder(Protocol):
@@ -182,11 +183,13 @@ class Evaluation:
         self.options = options
         self.seed = seed
 
-    def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float | list[float]]]:
-        """(name, value) of each measure, the same on every rank; a list where it is a histogram.
+    def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, Measure]]:
+        """(name, value) of each measure, the same on every rank. Never a person's name.
 
-        Names are joined to the evaluation's own by `/`, `forget/tpr` becoming
-        `identity_inference/forget/tpr`. Never a person's name.
+        A value is a float, better an `Estimate` with its interval; a list of floats where it is a
+        histogram; or `Rows`, one for each person, which are kept of before and after alone, in the
+        run's folder, and never logged. Names are joined to the evaluation's own by `/`,
+        `forget/tpr` becoming `identity_inference/forget/tpr`.
         """
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -53,6 +53,7 @@ class Batch:
 
     tokens: (n, l) int64; pixels: m pictures; either may be empty. rows: by objective,
     (r, 6) int64, see the columns above. positions: where the lanes that it is from stand after it.
+    shards: that it is from.
     """
 
     tokens: Tensor
@@ -60,6 +61,17 @@ class Batch:
     rows: dict[str, Tensor]
     skips: Skips
     positions: Positions
+    shards: frozenset[str]
+
+    def split(self, count: int) -> list[Batch]:
+        """Equal parts of each objective's rows, over the same captions and pictures."""
+        if count == 1:
+            return [self]
+        chunks = {name: own.chunk(count) for name, own in self.rows.items()}
+        return [
+            replace(self, rows={name: own[part] for name, own in chunks.items()})
+            for part in range(count)
+        ]
 
     def seen_by(self, column: int) -> Tensor:
         """Which tokens or pixels one model needs: sorted, each once."""
@@ -91,6 +103,7 @@ class Batch:
             {name: own[own[:, TURN].argsort()] for name, own in joined.items()},
             skips,
             {name: [lane for part in parts for lane in part.positions[name]] for name in joined},
+            frozenset().union(*(part.shards for part in parts)),
         )
 
 
@@ -105,6 +118,7 @@ class BatchBuilder:
         self._texts: dict[str, int] = {}
         self._pixels: list[Tensor] = []
         self._num_pixels = 0
+        self._shards: set[str] = set()
 
     def add(self, name: str, turn: int, sample: Sample, pair: Pair) -> None:
         seen = self._picture(pair.student_image)
@@ -118,6 +132,7 @@ class BatchBuilder:
             seen if is_same else self._picture(pair.teacher_image),
         )
         self._rows[name].append(row)
+        self._shards.add(sample.shard)
 
     def _text(self, text: str | None) -> int:
         return ABSENT if text is None else self._texts.setdefault(text, len(self._texts))
@@ -142,7 +157,8 @@ class BatchBuilder:
             for name, own in self._rows.items()
         }
         pixels = Pixels((*full, last[: self._num_pixels - len(full) * PART]))
-        return Batch(self._tokenize(list(self._texts)), pixels, rows, skips, positions)
+        tokens = self._tokenize(list(self._texts))
+        return Batch(tokens, pixels, rows, skips, positions, frozenset(self._shards))
 
 
 def empty_shared(*shape: int) -> Tensor:
@@ -185,3 +201,7 @@ class Batches:
 
     def __next__(self) -> Batch:
         return next(self._batches)
+
+    def close(self) -> None:
+        """Lets the loader's workers go: they outlive a signal, so a run that fails must say so."""
+        self._batches.close()

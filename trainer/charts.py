@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from trainer.statistics import Estimate
+
 Points = list[tuple[float, float]]  # (step, value)
 MOST_POINTS = 150  # of one line; more would not be seen
+FEW_POINTS = 15  # of one line; so few are marked
 
 # Every picture is 340 wide, so that its letters keep their size on a phone; a class
 # says what a mark is, and the style sheet of the page gives it a colour, light or dark.
@@ -52,52 +55,102 @@ def histogram_pair(title: str, before: Sequence[float], after: Sequence[float]) 
 
 
 def dumbbell(title: str, rows: Sequence[tuple[str, float, float]]) -> Markup:
-    """Each row, (label, before, after), from its share before (a ring) to that after (a disc)."""
+    """Each row, (label, before, after), from its share before (a ring) to that after (a disc).
+
+    An `Estimate` has its interval drawn through it.
+    """
+    return _spans(title, rows, share, ("0 %", "50 %", "100 %"))
+
+
+def areas(title: str, rows: Sequence[tuple[str, float, float]]) -> Markup:
+    """The same of areas under a curve, with a mark at 0.5, where nothing can be told."""
+    return _spans(title, rows, "{:.2f}".format, ("0", "0.5", "1"), has_middle=True)
+
+
+def _spans(
+    title: str,
+    rows: Sequence[tuple[str, float, float]],
+    written: Callable[[float], str],
+    ticks: tuple[str, str, str],
+    has_middle: bool = False,
+) -> Markup:
     left, right, parts, told = 12, 192, [], []
+
+    def place(value: float) -> float:
+        return left + min(max(value, 0.0), 1.0) * (right - left)
+
+    bottom = 34 + 46 * len(rows) - 36
+    if has_middle:
+        parts.append(_line(place(0.5), 8, place(0.5), bottom, "middle-line"))
     for i, (label, before, after) in enumerate(rows):
         y = 34 + 46 * i
-        xs = [left + value * (right - left) for value in (before, after)]
         parts += [
-            _text(4, y - 16, label),
+            _text(4, y - 16, label, css="halo"),
             _line(left, y, right, y, "grid"),
             *(_line(x, y - 4, x, y + 4, "grid") for x in (left, (left + right) / 2, right)),
-            _line(xs[0], y, xs[1], y, "span"),
-            Markup('<circle cx="{:.1f}" cy="{}" r="7" class="ring"/>').format(xs[0], y),
-            Markup('<circle cx="{:.1f}" cy="{}" r="4" class="after"/>').format(xs[1], y),
-            _text(336, y + 4, f"{share(before)} → {share(after)}", "end", "strong"),
         ]
-        told.append(f"{label} {share(before)} before, {share(after)} after")
+        for value, css, shift in (
+            (before, "before-interval", -2.5),
+            (after, "after-interval", 2.5),
+        ):
+            if isinstance(value, Estimate):
+                ends = place(value.low), place(value.high)
+                parts.append(_line(ends[0], y + shift, ends[1], y + shift, css))
+        parts += [
+            _line(place(before), y, place(after), y, "span"),
+            Markup('<circle cx="{:.1f}" cy="{}" r="7" class="ring"/>').format(place(before), y),
+            Markup('<circle cx="{:.1f}" cy="{}" r="4" class="after"/>').format(place(after), y),
+            _text(336, y + 4, f"{written(before)} → {written(after)}", "end", "strong"),
+        ]
+        told.append(f"{label} {written(before)} before, {written(after)} after")
     y = 34 + 46 * len(rows) - 20
-    for x, tick, anchor in ((4, "0 %", "start"), ((left + right) / 2, "50 %", "middle")):
+    anchors = ((4, "start"), ((left + right) / 2, "middle"), (right, "middle"))
+    for (x, anchor), tick in zip(anchors, ticks):
         parts.append(_text(x, y, tick, anchor, "muted"))
-    parts.append(_text(right, y, "100 %", "middle", "muted"))
     return _svg(y + 8, f"{title}: {'; '.join(told)}", parts)
 
 
-def chart(title: str, lines: Mapping[str, Points], label: Callable, top: float = 0.0) -> Figure:
-    """Lines over steps, from zero or the lowest value up; label: writes a tick of the y axis."""
+def chart(
+    title: str, lines: Mapping[str, Points], label: Callable, top: float = 0.0, x: str = "steps"
+) -> Figure:
+    """Lines over steps, from zero or the lowest value up; label: writes a tick of the y axis.
+
+    x: what is counted along the other axis. Steps begin at 0; what else is counted may grow by
+    doubling, and is drawn by its logarithm.
+    """
     values = [value for points in lines.values() for _, value in points]
     ticks = _ticks(min(0.0, *values), max(top, *values))
-    last = max(step for points in lines.values() for step, _ in points)
+    counts = sorted({count for points in lines.values() for count, _ in points})
+    first, last = (0.0, counts[-1]) if x == "steps" else (counts[0], counts[-1])
+    scale: Callable[[float], float] = float if x == "steps" else math.log2
+    width = scale(last) - scale(first) or 1.0
     low, high = ticks[0], ticks[-1]
 
-    def place(step: float, value: float) -> tuple[float, float]:
-        return 46 + 282 * step / max(last, 1), 168 - 154 * (value - low) / (high - low)
+    def place(count: float, value: float) -> tuple[float, float]:
+        along = (scale(count) - scale(first)) / width
+        return 46 + 282 * along, 168 - 154 * (value - low) / (high - low)
 
     parts = []
     for tick in ticks:
-        _, y = place(0, tick)
+        _, y = place(first, tick)
         parts += [_line(46, y, 328, y, "grid"), _text(40, y + 4, label(tick), "end", "muted")]
-    for step in (0, last):
-        parts.append(
-            _text(place(step, 0)[0], 186, f"{step:,}", "middle" if step == 0 else "end", "muted")
-        )
-    parts.append(_text(187, 186, "steps", "middle", "muted"))
+    for count, anchor in ((first, "middle"), (last, "end")):
+        if count != first or anchor == "middle":
+            parts.append(_text(place(count, 0)[0], 186, f"{count:,.0f}", anchor, "muted"))
+    parts.append(_text(187, 186, x, "middle", "muted"))
     for i, points in enumerate(lines.values()):
-        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in _thinned(points))
+        places = [place(*point) for point in _thinned(points)]
+        path = " ".join("{:.1f},{:.1f}".format(*one) for one in places)
         parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i % 6))
+        if len(points) <= FEW_POINTS:
+            parts += [
+                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="dot d{}"/>').format(
+                    *one, i % 6
+                )
+                for one in places
+            ]
     told = "; ".join(f"{name} from {p[0][1]:.3g} to {p[-1][1]:.3g}" for name, p in lines.items())
-    return Figure(title, _svg(194, f"{title}, over {last:,} steps: {told}", parts), list(lines))
+    return Figure(title, _svg(194, f"{title}, over {last:,.0f} {x}: {told}", parts), list(lines))
 
 
 def _thinned(points: Points) -> Points:

@@ -1,8 +1,8 @@
 """Where a run stands, on disk: whole or absent, and found again by itself.
 
 A checkpoint is copied to host memory within the step and written by a thread: aside, hashed, then
-renamed. Only the main process writes; so far for strategies in which every process holds the whole
-model.
+renamed. The main process alone writes; what is spread over ranks is put together as it is copied,
+so that the run can go on under any strategy, on any number of processes.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from time import perf_counter
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
-from safetensors.torch import load_file, save_file
+from accelerate.utils import gather_object
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer.api import Measures
+from trainer.measures import Measures, packed, unpacked
 from trainer.skips import Skips
 from trainer.steps import Positions, StreamState
+from trainer.strategies import Spread
 
 MODEL, OPTIMIZER, RANDOM, STATE, MANIFEST = (
-    "student.safetensors", "optimizer.pt", "random.pt", "state.json", "manifest.json",
+    "student.safetensors", "optimizer.safetensors", "random.pt", "state.json", "manifest.json",
 )  # fmt: skip
-WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,52 @@ class Saved:
             {name: torch.tensor(value, device=device) for name, value in one.items()} for one in own
         ]
 
-    def load_into(self, student: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
-        """student: not wrapped. Raises ValueError where it is of another model."""
-        tensors = load_file(self.folder / MODEL)
-        try:
-            student.load_state_dict(tensors)
-            optimizer.load_state_dict(torch.load(self.folder / OPTIMIZER, weights_only=True))
-        except (RuntimeError, ValueError) as error:
+    def load_weights(self, student: nn.Module) -> None:
+        """What is trained, before it is prepared. Raises ValueError for those of another model."""
+        weights = Tensors(self.folder / MODEL)
+        trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        shapes = {name: tuple(p.shape) for name, p in trained.items()}
+        if weights.shapes() != shapes:
             raise ValueError(
-                f"{self.folder} is of another model or optimizer ({str(error).splitlines()[0]}); "
-                "set checkpoint.resume=never to start anew"
-            ) from None
+                f"{self.folder} is of another model ({len(weights)} trained tensors of its own, "
+                f"{len(trained)} here); set checkpoint.resume=never to start anew"
+            )
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(weights[name])
+
+    def load_moments(self, spread: Spread, rank: int) -> None:
+        """The optimizer's, once it is prepared, and where the random numbers stand."""
+        spread.load(Tensors(self.folder / MODEL), Tensors(self.folder / OPTIMIZER))
         states = torch.load(self.folder / RANDOM, weights_only=True)
         if rank < len(states):
             torch.set_rng_state(states[rank])
 
 
+class Tensors(Mapping[str, Tensor]):
+    """A safetensors file, of which a tensor is read when it is asked for."""
+
+    def __init__(self, path: Path):
+        self._file = safe_open(path, framework="pt")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in set(self):
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(self._file.get_slice(name).get_shape()) for name in self}
+
+
 def find(folder: Path) -> Saved | None:
     """The newest whole checkpoint of a run; damaged ones are passed over with a warning."""
-    for found in sorted(folder.glob("step-*"), reverse=True):
-        if found.suffix == ".tmp" or not found.is_dir():
-            continue
+    for found in sorted(_whole(folder), reverse=True):
         if wrong := _damage(found):
             warnings.warn(f"{found} is not whole ({wrong}); an earlier one is taken", stacklevel=2)
             continue
@@ -83,8 +108,13 @@ def find(folder: Path) -> Saved | None:
         skips.reasons.update(state["reasons"])
         skips.bad.update({(shard, reason): count for shard, reason, count in state["bad"]})
         stream = StreamState(**state["stream"])
-        return Saved(found, stream.step, stream, state["before"], skips, state["windows"])
+        return Saved(found, stream.step, stream, unpacked(state["before"]), skips, state["windows"])
     return None
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Those that were written to their end, whatever happened to them since."""
+    return [one for one in folder.glob("step-*") if one.suffix != ".tmp" and one.is_dir()]
 
 
 def _damage(folder: Path) -> str | None:
@@ -113,13 +143,16 @@ def _digest(path: Path) -> str:
 class Checkpoints:
     """A run's checkpoints: the last `keep` of them, the older removed when a newer is whole."""
 
-    def __init__(self, folder: Path, every: int, keep: int, accelerator: Accelerator):
-        assert accelerator.distributed_type in WHOLE
+    def __init__(
+        self, folder: Path, every: int, keep: int, spread: Spread, accelerator: Accelerator
+    ):
         self._folder, self._keep, self._accelerator = folder, keep, accelerator
-        self._every = every
+        self._every, self._spread = every, spread
         # A single thread: one checkpoint at a time, and training waits for it no sooner.
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
+        self._host: dict[str, Tensor] = {}  # kept: to touch new memory takes longer than to copy
+        self.held_up: list[float] = []  # seconds of the steps that saved
 
     def due(self, step: int) -> bool:
         return step % self._every == 0
@@ -127,49 +160,66 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        student: nn.Module,
-        optimizer: torch.optim.Optimizer,
         order: Mapping[str, str],
         positions: Positions,
         before: Measures,
         skips: Skips,
         window: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        """Called by all ranks. student: not wrapped. window: losses that are not logged yet."""
+        """Called by all ranks. window: losses that are not logged yet."""
+        started_at = perf_counter()
         losses = [{name: value.item() for name, value in one.items()} for one in window]
         shares = gather_object([(positions, skips, losses, torch.get_rng_state())])
-        if not self._accelerator.is_main_process:
-            return
         self.wait()
-        everywhere = Skips()
-        for _, own, _, _ in shares:
-            everywhere += own
-        all_positions = {
-            name: sorted(lane for own, *_ in shares for lane in own[name]) for name in positions
-        }
-        state = {
-            "stream": vars(StreamState(step, dict(order), all_positions)),
-            "before": before,
-            "used": everywhere.used,
-            "reasons": everywhere.reasons,
-            "bad": [[*place, count] for place, count in everywhere.bad.items()],
-            "windows": [own for _, _, own, _ in shares],
-        }
-        model = {name: _copied(tensor) for name, tensor in student.state_dict().items()}
-        moments = _on_cpu(optimizer.state_dict())
-        random = [own for *_, own in shares]
-        self._writing = self._writer.submit(self._write, step, model, moments, random, state)
+        weights = self._to_host(self._spread.weights())
+        moments = self._to_host(self._spread.moments())
+        if self._accelerator.is_main_process:
+            everywhere = Skips()
+            for _, own, _, _ in shares:
+                everywhere += own
+            all_positions = {
+                name: sorted(lane for own, *_ in shares for lane in own[name]) for name in positions
+            }
+            state = {
+                "stream": vars(StreamState(step, dict(order), all_positions)),
+                "before": packed(before),
+                "used": everywhere.used,
+                "reasons": everywhere.reasons,
+                "bad": [[*place, count] for place, count in everywhere.bad.items()],
+                "windows": [own for _, _, own, _ in shares],
+            }
+            random = [own for *_, own in shares]
+            self._writing = self._writer.submit(self._write, step, weights, moments, random, state)
+        self.held_up.append(perf_counter() - started_at)
+
+    def _to_host(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Of the main process. The others take part: to put a tensor together is a collective."""
+        copied = {}
+        for name, tensor in tensors:
+            if self._accelerator.is_main_process:
+                if name not in self._host:
+                    is_cuda = tensor.device.type == "cuda"
+                    self._host[name] = torch.empty_like(
+                        tensor, device="cpu", pin_memory=is_cuda
+                    ).contiguous()
+                copied[name] = self._host[name].copy_(tensor)
+        return copied
 
     def _write(
-        self, step: int, model: dict[str, Tensor], moments: Any, random: list, state: dict
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        random: list,
+        state: dict,
     ) -> None:
         folder = self._folder / f"step-{step:08d}"
         aside = folder.with_suffix(".tmp")
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            save_file(model, aside / MODEL)
-            torch.save(moments, aside / OPTIMIZER)
+            save_file(weights, aside / MODEL)
+            save_file(moments, aside / OPTIMIZER)
             torch.save(random, aside / RANDOM)
             (aside / STATE).write_text(json.dumps(state))
             files = {name: _digest(aside / name) for name in (MODEL, OPTIMIZER, RANDOM, STATE)}
@@ -188,29 +238,18 @@ class Checkpoints:
                 stacklevel=2,
             )
             return
-        whole = sorted(one for one in self._folder.glob("step-*") if one.suffix != ".tmp")
-        for old in whole[: -self._keep]:
+        for old in sorted(_whole(self._folder))[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def newest(self) -> Path | None:
+        self.wait()
+        return max(_whole(self._folder), default=None)
+
     def wait(self) -> None:
-        """Until what was begun is written."""
+        """Until what was begun is written, by the process that writes."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _copied(value)
-    if isinstance(value, dict):
-        return {key: _on_cpu(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_cpu(one) for one in value)
-    return deepcopy(value)
 
 
 def _sync(path: Path) -> None:

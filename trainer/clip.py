@@ -135,6 +135,14 @@ def frozen(towers: Towers) -> Towers:
     return towers.requires_grad_(False).eval()
 
 
+def replica(towers: Towers, device: torch.device, dtype: torch.dtype) -> Towers:
+    """Frozen, there and in that precision; the loaded model's own weights stay as they are."""
+    own = next(towers.parameters())
+    if own.device.type == device.type and own.dtype == dtype:
+        return frozen(towers)  # on a CPU: no second copy
+    return frozen(copy.deepcopy(towers).to(device, dtype))
+
+
 def student_of(
     clip: Clip, towers: frozenset[Tower], config: ModelConfig, temperature: bool
 ) -> Towers:

@@ -80,6 +80,9 @@ class CheckpointConfig(_Section):
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: a run of this configuration that was cut off goes on"
     )
+    stop_after_minutes: float | None = Field(
+        None, gt=0, description="save and leave then, to be started again; null: when it is done"
+    )
 
 
 class ExportConfig(_Section):
@@ -101,6 +104,9 @@ class _File(_Section):
     trackers: list[Tracker] = Field([], description="accelerate's, beside metrics.jsonl")
     plugins: list[str] = Field([], description="plugin files, relative to this one")
     seed: int = Field(0, ge=0, description="of everything drawn")
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="for a process or host that does not answer the others"
+    )
     output: Path = Field(description="the run's folder")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="every, keep, resume")
     export: ExportConfig = Field(ExportConfig(), description="of the trained model")
@@ -145,6 +151,7 @@ class Config:
     trackers: tuple[str, ...]
     plugins: tuple[str, ...]  # absolute: what is saved is read from another folder
     seed: int
+    timeout_seconds: float
     output: Path
     checkpoint: CheckpointConfig
     export: ExportConfig

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from trainer.api import BadSample, decode_picture
@@ -39,12 +40,17 @@ class ClipEncoder:
             return self._embed(pictures, self._embed_pictures)
 
     def _embed(self, items: Sequence, embed: Callable[[list], Tensor]) -> Tensor:
+        if not len(items):
+            return torch.zeros(0, 0, device=self._device)
         rank, ranks = _rank()
-        mine = range(rank, len(items), ranks)
-        with torch.inference_mode():
+        # All ranks run the towers equally often, be it on a first row once more: where weights
+        # are sharded, every forward is a collective.
+        per_rank = -(-len(items) // ranks)
+        mine = [i if i < len(items) else 0 for i in range(rank, per_rank * ranks, ranks)]
+        with torch.no_grad():  # not inference mode: a loss may keep what comes of it
             # Shown only where it takes long: most calls are over in a moment.
             starts = tqdm(
-                range(0, len(mine), self._batch),
+                range(0, per_rank, self._batch),
                 desc="embedding",
                 unit_scale=self._batch,
                 delay=5,
@@ -54,9 +60,8 @@ class ClipEncoder:
             parts = [
                 embed([items[i] for i in mine[start : start + self._batch]]) for start in starts
             ]
-        # Outside of inference mode: a loss may keep what comes of it for its backward.
-        rows = torch.cat(parts) if parts else torch.zeros(0, 0, device=self._device)
-        return rows if ranks == 1 else _interleave(rows, len(items), ranks)
+        rows = torch.cat(parts)
+        return rows if ranks == 1 else _interleave(rows, ranks)[: len(items)]
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
         tokens = self._clip.tokenize(texts).to(self._device)
@@ -82,8 +87,11 @@ def on_device(tower: nn.Module, device: torch.device) -> Iterator[None]:
 
     Not to be entered in inference mode: weights that move there can never be trained again.
     """
-    home = next(tower.parameters()).device
-    if home.type == device.type and device.index in (None, home.index):
+    first = next(tower.parameters())
+    home = first.device
+    # A part of a sharded model is where it has to be, on the CPU under offloading.
+    is_there = home.type == device.type and device.index in (None, home.index)
+    if is_there or isinstance(first, DTensor):
         yield
         return
     tower.to(device)
@@ -99,14 +107,8 @@ def _rank() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def _interleave(rows: Tensor, total: int, ranks: int) -> Tensor:
+def _interleave(rows: Tensor, ranks: int) -> Tensor:
     """Every rank's rows, each holding every `ranks`-th, in the order of the whole."""
-    width = torch.tensor(rows.shape[1], device=rows.device)
-    dist.all_reduce(width, dist.ReduceOp.MAX)  # a rank without a row does not know d
-    block = -(-total // ranks)
-    padded = torch.zeros(block, int(width), device=rows.device)
-    if len(rows):
-        padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in range(ranks)]
-    dist.all_gather(gathered, padded)
-    return torch.stack(gathered, dim=1).flatten(0, 1)[:total]
+    gathered = [torch.empty_like(rows) for _ in range(ranks)]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.stack(gathered, dim=1).flatten(0, 1)

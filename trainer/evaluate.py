@@ -8,12 +8,14 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from trainer import clip as clips
-from trainer.api import Encoder, Evaluation, Measures, Tower
+from trainer.api import Encoder, Evaluation, Tower
 from trainer.clip import Clip, Towers
 from trainer.config import Config, ModelConfig
 from trainer.encoder import ClipEncoder
-from trainer.runs import Run, start
+from trainer.measures import Measures
+from trainer.runs import Run
 from trainer.skips import Skips
+from trainer.strategies import start
 
 
 def measure(evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder) -> Measures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.clip import Clip, Towers
+from trainer.clip import Clip
 from trainer.zoo import CONFIG
 
 WEIGHTS = "open_clip_model.safetensors"
 
 
-def export(clip: Clip, student: Towers, folder: Path, dtype: torch.dtype) -> Path:
+def export(clip: Clip, trained: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> Path:
     """Write weights and config; `open_clip.create_model(name, pretrained=FILE)` reads the one,
-    `local-dir:FOLDER` both. Towers that were not trained are the original's. Returns the file.
+    `local-dir:FOLDER` both. trained: by their names in `Towers`; all else is the original's.
+    Returns the file.
     """
     model: Any = clip.model
-    state = with_student(clip, student)
+    state = with_trained(clip, trained)
     if not clip.has_custom_text:
         # The reverse of open_clip's `convert_to_custom_text_state_dict`.
         state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
@@ -36,13 +37,18 @@ def export(clip: Clip, student: Towers, folder: Path, dtype: torch.dtype) -> Pat
     return folder / WEIGHTS
 
 
-def with_student(clip: Clip, student: Towers) -> dict[str, Tensor]:
-    """The whole model's state with the student's towers in their places; no copies."""
+def with_trained(clip: Clip, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole model's state with the trained weights in their places; no copies."""
     state = dict(clip.model.state_dict())
-    for prefix, tower in (("text.", student.text), ("visual.", student.image)):
-        if tower is not None:
-            state |= {prefix + name: tensor for name, tensor in tower.state_dict().items()}
-    state["logit_scale"] = student.logit_scale.detach().reshape(state["logit_scale"].shape)
+    # A tensor may stand under several names; it was trained under the first.
+    places: dict[int, list[str]] = {}
+    for name, parameter in clip.model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    named_alike = {name: names for names in places.values() for name in names}
+    for name, tensor in trained.items():
+        own = f"visual.{name.removeprefix('image.')}" if name.startswith("image.") else name
+        for place in named_alike[own]:
+            state[place] = tensor.detach().reshape(state[place].shape)
     return state
 
 

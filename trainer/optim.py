@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import partial
 from math import cos, pi
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.config import OptimizerConfig
+
+TINY = 1e-12  # a distance: below it there is no direction
 
 
 def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -34,21 +40,63 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.lr
 
 
-def pull(student: nn.Module, weight: float) -> Callable[[], Tensor]:
+class Pull:
     """The paper's regulariser: weight times the sum of each tensor's distance to its original.
 
-    Called before the first step, while the weights are the original's. The norm is not squared
-    (arXiv 2310.08320, their code); its gradient at the original itself is taken as zero.
+    The norm is not squared (arXiv 2310.08320, their code). Its gradient, a step of length `weight`
+    towards the original (none at the original itself), is added to each tensor's own as that
+    comes: a loss would have to hold all weights at once, which no process does under ZeRO-3.
+
+    originals: by name, anywhere, the model that is pulled to. share: of a step, that one
+    backward is.
     """
-    if not weight:
-        return lambda: torch.zeros(())  # and no second copy of the weights
-    trained = [p for p in student.parameters() if p.requires_grad]
-    originals = [p.detach().clone() for p in trained]
 
-    def distance() -> Tensor:
-        squares = torch.stack(
-            [(p - q).square().sum() for p, q in zip(trained, originals, strict=True)]
-        )
-        return weight * torch.where(squares > 0, squares.clamp(min=1e-24).sqrt(), 0.0).sum()
+    def __init__(self, weight: float, originals: Mapping[str, Tensor], share: float = 1.0):
+        self._weight, self._originals, self._share = weight, dict(originals), share
+        self._distances: dict[str, Tensor] = {}
 
-    return distance
+    def attach(self, student: nn.Module) -> None:
+        """Before it is prepared: holds for one process, DDP and ZeRO."""
+        for name, parameter in student.named_parameters() if self._weight else ():
+            if parameter.requires_grad:
+                parameter.register_hook(partial(self._pulled, name, parameter))
+
+    def _pulled(self, name: str, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        towards = self._away(name, parameter)
+        self._distances[name] = distance = towards.norm()
+        return gradient + self._share * self._weight * towards / distance.clamp(min=TINY)
+
+    def add(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """To the gradients of FSDP2's parts once they are there, since its weights are others than
+        those attached to; of other strategies nothing is left to do.
+        """
+        parts = {n: p for n, p in trained.items() if isinstance(p, DTensor) and p.grad is not None}
+        if not parts:
+            return
+        away = {name: self._away(name, p) for name, p in parts.items()}
+        squares = torch.stack([own.square().sum() for own in away.values()])
+        dist.all_reduce(squares)
+        self._distances = dict(zip(away, squares.sqrt(), strict=True))
+        for name, parameter in parts.items():
+            gradient: Any = parameter.grad
+            by = self._weight / self._distances[name].clamp(min=TINY)
+            gradient.to_local().add_(away[name] * by)
+
+    def _away(self, name: str, parameter: Any) -> Tensor:
+        """From the original; of FSDP2's parameters this rank's part."""
+        original = self._originals[name]
+        is_part = isinstance(parameter, DTensor)
+        if is_part and not isinstance(original, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            original = distribute_tensor(
+                original.to(parameter.device), mesh, placements, src_data_rank=None
+            )
+        # In the student's precision: what rounding did is not to be pulled at.
+        self._originals[name] = original = original.to(parameter.device, parameter.dtype)
+        difference = parameter.detach() - original
+        return difference.to_local() if is_part else difference
+
+    @property
+    def distance(self) -> Tensor:
+        """Weighted, of all tensors, when they were last pulled; a scalar."""
+        return self._weight * torch.stack(list(self._distances.values())).sum()

@@ -29,6 +29,11 @@ BUILT_INS = (
     "plugins.face_to_neutral",
     "plugins.identity_inference",
     "plugins.zero_shot",
+    "plugins.retrieval",
+    "plugins.similarity",
+    "plugins.leakage",
+    "plugins.text_inference",
+    "plugins.face_probe",
     "plugins.fictitious",
     "plugins.pack",
 )

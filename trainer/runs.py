@@ -9,36 +9,24 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from trainer.api import Measures
-from trainer.checkpoint import WHOLE, Checkpoints, Saved, find
+from trainer.checkpoint import Checkpoints, Saved, find
 from trainer.config import Config
 from trainer.interruption import EXIT_CODE, MARKER
+from trainer.measures import Measure, Measures, intervals, people, without_people
 from trainer.report import summary, write_report
 from trainer.skips import Skips
+from trainer.strategies import Spread
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"  # in a run's folder
-
-
-def start(config: Config) -> Accelerator:
-    """accelerate, as it was launched. Raises ValueError where the ranks do not find each other."""
-    if not torch.accelerator.is_available() and "ACCELERATE_USE_DEEPSPEED" not in os.environ:
-        # It must be told, or each rank believes that it is alone.
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=config.output)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise ValueError(
-            f"{launched} processes were launched, but each finds {accelerator.num_processes}; "
-            "use a file of launch/ that fits this machine"
-        )
-    return accelerator
+MAY_CHANGE = {"checkpoint", "timeout_seconds", "trackers"}
+MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
+CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
 
 
 class Run:
@@ -68,19 +56,22 @@ class Run:
         """Go on with a run of the same configuration that was cut off, or begin a new one."""
         config = self.config.to_yaml()
         (self.folder / MARKER).unlink(missing_ok=True)
-        may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off(config)
-        if may_go_on and (saved := find(self.folder / CHECKPOINTS)):
+        may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off()
+        saved = find(self.folder / CHECKPOINTS) if may_go_on else None
+        if saved:
             cut_metrics(self.folder / METRICS, saved.step)
-            return saved
-        set_aside(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(config)
-        return None
+        else:
+            set_aside(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / "config.yaml", config)
+        return saved
 
-    def _was_cut_off(self, config: str) -> bool:
+    def _was_cut_off(self) -> bool:
         written = self.folder / "config.yaml"
-        is_finished = (self.folder / "results.json").exists()
-        return not is_finished and written.exists() and written.read_text() == config
+        if (self.folder / "results.json").exists() or not written.exists():
+            return False
+        its_own = yaml.safe_load(written.read_text())
+        return _what_counts(its_own) == _what_counts(self.config.resolved())
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -89,17 +80,13 @@ class Run:
         self.seconds[phase] = round(perf_counter() - started_at, 2)
         self.say(f"{phase}: {self.seconds[phase]:.1f} s")
 
-    def checkpoints(self) -> Checkpoints | None:
-        """None where none are wanted, or none can be written."""
+    def checkpoints(self, spread: Spread) -> Checkpoints | None:
+        """None where none are wanted."""
         options = self.config.checkpoint
         if options.every is None:
             return None
-        if self.accelerator.distributed_type not in WHOLE:
-            how = self.accelerator.distributed_type.value
-            self.say(f"no checkpoints are written under {how} yet: a run that is cut off is lost")
-            return None
         folder = self.folder / CHECKPOINTS
-        return Checkpoints(folder, options.every, options.keep, self.accelerator)
+        return Checkpoints(folder, options.every, options.keep, spread, self.accelerator)
 
     def leave(self, step: int, saves: Checkpoints | None) -> NoReturn:
         """In the middle, as it was told to. Launch files start a run again that left the marker."""
@@ -126,15 +113,16 @@ class Run:
         )
         yield from self._bar
 
-    def log(self, step: int, values: Mapping[str, float | list[float]], show: bool = False) -> None:
+    def log(self, step: int, values: Mapping[str, Measure], show: bool = False) -> None:
         """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar too."""
         if not self.accelerator.is_main_process or not values:
             return
-        row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2), **values}
+        numbers = without_people(values)
+        row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2), **numbers}
         with open(self.folder / METRICS, "a") as file:
             file.write(json.dumps(row) + "\n")
         if self.config.trackers:
-            scalars = {name: one for name, one in values.items() if not isinstance(one, list)}
+            scalars = {name: one for name, one in numbers.items() if not isinstance(one, list)}
             self.accelerator.log(scalars, step=step)
         if show and self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
@@ -148,14 +136,18 @@ class Run:
             return
         total = round(perf_counter() - self._started_at, 2)
         results = {
-            "before": before,
-            "after": after,
+            "before": without_people(before),
+            "after": without_people(after),
+            "intervals": {"before": intervals(before), "after": intervals(after)},
             "seconds": self.seconds | {"total": total},
             "steps": steps,
             "identities": max(one.num_identities for one in self.config.objectives.values()),
             "skipped": dict(total_skips.reasons),
             "bad_shards": total_skips.worst_shards(),
         }
+        if found := people(before, after):
+            lines = "".join(json.dumps(row) + "\n" for row in found)
+            (self.folder / PEOPLE).write_text(lines)
         aside = self.folder / ".results.json.tmp"
         aside.write_text(json.dumps(results, indent=2))
         aside.replace(self.folder / "results.json")
@@ -169,9 +161,21 @@ def cut_metrics(path: Path, step: int) -> None:
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             rows.append(line)
+    _replace(path, "".join(rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or as it was."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("".join(rows))
+    aside.write_text(text)
     aside.replace(path)
+
+
+def _what_counts(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration: what its result follows from. The rest may change between two starts."""
+    counts = {name: one for name, one in resolved.items() if name not in MAY_CHANGE}
+    data = counts["data"]
+    return counts | {"data": {name: data[name] for name in data.keys() - MAY_CHANGE_OF_DATA}}
 
 
 def set_aside(folder: Path) -> None:

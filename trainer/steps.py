@@ -266,17 +266,24 @@ def draw(steps: Steps[T], workers: int) -> Iterator[list[T]]:
         del stream
 
 
-def check_sizes(objectives: Mapping[str, Objective], lanes: int, ranks: int) -> None:
-    """Every rank gets the same count of every objective, or the start is refused."""
+def check_sizes(
+    objectives: Mapping[str, Objective], lanes: int, ranks: int, parts: int = 1
+) -> None:
+    """Every rank gets the same count of every objective, or the start is refused.
+
+    parts: backward passes a step, by which a rank divides its count again.
+    """
     if lanes % ranks:
         raise ValueError(
             f"data.lanes is {lanes}, not a multiple of the {ranks} processes; "
             f"set data.lanes={-(-lanes // ranks) * ranks}"
         )
     for name, objective in objectives.items():
-        size = objective.options.batch_size
-        if size % ranks:
+        size, wanted = objective.options.batch_size, ranks * parts
+        if size % wanted:
+            accumulating = f" times {parts} accumulation steps" if parts > 1 else ""
             raise ValueError(
                 f"objectives.{name}.batch_size is {size}, not a multiple of the {ranks} "
-                f"processes; set objectives.{name}.batch_size={-(-size // ranks) * ranks}"
+                f"processes{accumulating}; "
+                f"set objectives.{name}.batch_size={-(-size // wanted) * wanted}"
             )

@@ -10,6 +10,7 @@ random, and the encoders are a random projection of bytes.
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import pickle
 import random
@@ -39,6 +40,7 @@ from trainer.api import (
     Tower,
     decode_picture,
 )
+from trainer.measures import Rows
 
 WIDTH = 16  # of the embeddings
 NUM_STEPS = 2
@@ -111,7 +113,7 @@ def check_evaluation(cls: type[Evaluation], options: dict[str, Any], seed: int =
 
 def _measured(evaluation: Evaluation, student: FakeEncoder, teacher: FakeEncoder) -> dict:
     cls = type(evaluation).__name__
-    measures: dict[str, float | list[float]] = {}
+    measures: dict[str, Any] = {}
     for row in evaluation.run(student, teacher):
         assert isinstance(row, tuple) and len(row) == 2, (
             f"{cls}.run yields {row!r}; a (name, value)"
@@ -121,13 +123,21 @@ def _measured(evaluation: Evaluation, student: FakeEncoder, teacher: FakeEncoder
             f"{cls}.run yields a measure named {name!r}; words without spaces, joined by /"
         )
         assert name not in measures, f"{cls}.run yields {name} twice; one value for each name"
-        for one in value if isinstance(value, list) else [value]:
+        for one in _numbers(value):
             assert isinstance(one, float), (
                 f"{cls}.run yields {name} as {type(one).__name__}; a float, or a list of floats"
             )
             assert math.isfinite(one), f"{cls}.run yields {name} as {one}; leave out what is none"
         measures[name] = value
     return measures
+
+
+def _numbers(value: Any) -> list:
+    """What has to be a float each; rows of people are no numbers, but must be JSON's."""
+    if isinstance(value, Rows):
+        json.dumps(value)
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def default_samples() -> list[Sample]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
 from trainer import clip as clips
@@ -23,83 +24,107 @@ from trainer.batches import (
     Batches,
     Pixels,
 )
+from trainer.checkpoint import Checkpoints
 from trainer.clip import Towers
 from trainer.config import Config
 from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
 from trainer.export import export
 from trainer.interruption import Interruption
-from trainer.optim import learning_rate, make_optimizer, pull
-from trainer.runs import Run, start
+from trainer.optim import Pull, learning_rate, make_optimizer
+from trainer.runs import Run
 from trainer.skips import Skips
 from trainer.steps import check_sizes
+from trainer.strategies import prepare, start
+
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SHARDS = 8  # that a message names
 
 
 def train(config: Config) -> None:
     """Teach the objectives; measure before, during and after. All goes to the run's folder."""
     accelerator = start(config)
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    num_parts = accelerator.gradient_accumulation_steps  # backward passes a step
     objectives = config.objectives
-    check_sizes(objectives, config.data.lanes, ranks)
+    check_sizes(objectives, config.data.lanes, ranks, num_parts)
     set_seed(config.seed)
     run = Run(config, accelerator)
+    saved = run.saved
 
     with run.timed("load"):
         clip = clips.load(config.model)
-        student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
-        student = student.to(device)
-        teacher = clips.frozen(Towers(clip, config.trained)).to(device)
+        original = Towers(clip, config.trained)
+        towers = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
+        if saved:
+            saved.load_weights(towers)
+        precision = PRECISIONS[accelerator.mixed_precision]
+        teacher = clips.replica(original, device, precision)
         # Only evaluations need what nobody trains: it stays on the CPU until one asks.
         rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
-        anchor = pull(student, config.optimizer.anchor)
+        pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
+        pull.attach(towers)
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
-        student, optimizer = accelerator.prepare(student, make_optimizer(student, config.optimizer))
+        towers = towers.to(device)
+        adamw = make_optimizer(towers, config.optimizer)
+        student, optimizer, spread = prepare(accelerator, towers, adamw, config.optimizer.clip)
 
         def encoder(towers: Towers) -> ClipEncoder:
             return ClipEncoder(
                 towers if towers.text else rest, towers if towers.image else rest, clip, device
             )
 
-        original, learner = encoder(teacher), encoder(accelerator.unwrap_model(student))
-        loss_fns = {name: one.loss_fn(original) for name, one in objectives.items()}
+        taught, learner = encoder(teacher), encoder(accelerator.unwrap_model(student))
+        loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
 
-    saved, saves = run.saved, run.checkpoints()
+    saves = run.checkpoints(spread)
     if saved:
-        saved.load_into(accelerator.unwrap_model(student), optimizer, rank)
+        saved.load_moments(spread, rank)
         before = saved.before
     else:
         with run.timed("before"):
-            before = measure(config.evaluations, original, original)
+            before = measure(config.evaluations, taught, taught)
             run.log(0, before)
 
     stream = saved.stream if saved else None
-    batches = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream)
+    drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream)
     first = saved.step if saved else 0
     window = saved.window(rank, device) if saved else []  # losses since they were last logged
     skips = saved.skips if saved and accelerator.is_main_process else Skips()
-    with run.timed("train"), Interruption(accelerator) as interruption:
+    minutes = config.checkpoint.stop_after_minutes
+    with (
+        run.timed("train"),
+        closing(drawn) as batches,
+        Interruption(accelerator, minutes) as interruption,
+    ):
         rest_of = islice(batches, config.steps - first)
         for step, batch in enumerate(run.progress(rest_of, first, config.steps), first + 1):
-            tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
-            with accelerator.autocast():
-                with torch.no_grad():
-                    taught = embed(teacher, tokens, pixels, batch, TEACHER_TEXT, TEACHER_IMAGE)
-                learnt = embed(student, tokens, pixels, batch, STUDENT_TEXT, STUDENT_IMAGE)
-            losses: dict[str, Tensor] = {}
-            loss = torch.zeros((), device=device)
-            for name, loss_fn in loss_fns.items():
-                terms = loss_fn(learnt[name], taught[name])
-                losses |= {f"{name}/{term}": value.detach() for term, value in terms.items()}
-                loss = loss + objectives[name].options.weight * sum(terms.values())
-            if config.optimizer.anchor:
-                loss = loss + (distance := anchor())
-                losses["optimizer/anchor"] = distance.detach()
-
-            accelerator.backward(loss)
-            if config.optimizer.clip:
-                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.steps, config.optimizer)
+            tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
+            losses: dict[str, Tensor] = {}
+            for part in batch.split(num_parts):
+                with accelerator.accumulate(student):
+                    with accelerator.autocast():
+                        with torch.no_grad():
+                            seen = embed(teacher, tokens, pixels, part, TEACHER_TEXT, TEACHER_IMAGE)
+                        learnt = embed(student, tokens, pixels, part, STUDENT_TEXT, STUDENT_IMAGE)
+                    loss = torch.zeros((), device=device)
+                    for name, loss_fn in loss_fns.items():
+                        terms = loss_fn(learnt[name], seen[name])
+                        for term, value in terms.items():
+                            add(losses, f"{name}/{term}", value.detach() / num_parts)
+                        loss = loss + objectives[name].options.weight * sum(terms.values())
+                    if accelerator.sync_gradients:  # the last part: before anything is updated
+                        is_asked, is_lost = interruption.agree(torch.stack(list(losses.values())))
+                        if is_lost:
+                            raise lost(step, losses, batch, saves)
+                    accelerator.backward(loss)  # under DeepSpeed also the update
+            if config.optimizer.anchor:
+                pull.add(spread.trained)
+                losses["optimizer/anchor"] = pull.distance
+            if config.optimizer.clip:
+                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -107,30 +132,49 @@ def train(config: Config) -> None:
             skips += batch.skips
             skips.judge(config.data.max_bad_share)
             if step % config.log_every == 0 or step == config.steps:
-                means = mean_of(window, accelerator, step)
+                means = mean_of(window, accelerator)
                 bad_samples = total(skips.bad.total(), accelerator)
                 run.log(step, means | {"bad_samples": bad_samples}, show=True)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
-                run.log(step, measure(evaluations, learner, original))
-            is_interrupted = step < config.steps and interruption.is_asked()
-            if saves and step < config.steps and (saves.due(step) or is_interrupted):
-                model = accelerator.unwrap_model(student)
-                order, positions = batches.order, batch.positions
-                saves.save(step, model, optimizer, order, positions, before, skips, window)
-            if is_interrupted:
+                run.log(step, measure(evaluations, learner, taught))
+            if saves and step < config.steps and (saves.due(step) or is_asked):
+                saves.save(step, batches.order, batch.positions, before, skips, window)
+            if is_asked and step < config.steps:
                 run.leave(step, saves)
     if saves:
         saves.wait()
+    with run.timed("export"):
+        trained = {name: tensor.cpu() for name, tensor in spread.weights()}
+        if accelerator.is_main_process:
+            export(clip, trained, run.folder / "model", getattr(torch, config.export.dtype))
     with run.timed("after"):
-        after = measure(config.evaluations, learner, original)
+        after = measure(config.evaluations, learner, taught)
         run.log(config.steps, after)
-    if accelerator.is_main_process:
-        with run.timed("export"):
-            dtype = getattr(torch, config.export.dtype)
-            export(clip, accelerator.unwrap_model(student), run.folder / "model", dtype)
     run.finish(before, after, skips, config.steps)
     accelerator.end_training()
+
+
+def add(losses: dict[str, Tensor], name: str, value: Tensor) -> None:
+    losses[name] = losses[name] + value if name in losses else value
+
+
+def lost(
+    step: int, losses: dict[str, Tensor], batch: Batch, saves: Checkpoints | None
+) -> FloatingPointError:
+    """What to say of a loss that is not finite; the same on all ranks, nothing was updated."""
+    bad = {name: value.item() for name, value in losses.items() if not math.isfinite(value)}
+    found = [one for one in gather_object([(bad, batch.shards)]) if one[0]]
+    where = ", ".join(f"{name} is {value}" for name, value in found[0][0].items())
+    shards = sorted(frozenset().union(*(own for _, own in found)))
+    more = f" and {len(shards) - SHARDS} more" if len(shards) > SHARDS else ""
+    newest = saves.newest() if saves else None
+    return FloatingPointError(
+        f"the loss {where} at step {step}; nothing was updated or exported, "
+        f"{f'{newest} is the last checkpoint' if newest else 'there is no checkpoint'}. "
+        "Lower optimizer.lr or the objective's weight, or look at the shards of this step: "
+        f"{', '.join(shards[:SHARDS])}{more}"
+    )
 
 
 def embed(
@@ -166,20 +210,11 @@ def embed(
     return embeddings
 
 
-def mean_of(
-    window: list[dict[str, Tensor]], accelerator: Accelerator, step: int
-) -> dict[str, float]:
-    """The mean of each loss since it was last logged, over all ranks. Raises FloatingPointError."""
+def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """The mean of each loss since it was last logged, over all ranks; a collective."""
     names = list(window[0])
     stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in window])
-    # A GPU-CPU sync point and a collective: only when logging.
     means = accelerator.reduce(stacked.mean(0), "mean").tolist()
-    for name, value in zip(names, means, strict=True):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss {name} is {value} at step {step}; nothing was exported. "
-                "Lower optimizer.lr or its objective's weight"
-            )
     return dict(zip(names, means, strict=True))
 
 

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-FAST = ("captions", "pictures", "resume")  # minutes
+FAST = ("captions", "pictures", "resume", "attack")  # minutes
 SLOW = ("seeds",)  # an hour
 FILE = Path(__file__).parents[2] / "runs/bench/results.json"
 

@@ -210,19 +210,38 @@ def test_no_name_is_in_a_checkpoint(world):
         assert not any(name.encode().lower() in data for name in names)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(world):
-    folder = world / "runs/full"
+@pytest.fixture
+def small_disk(world, request):
+    """A folder of runs on a disk of so many megabytes."""
+    folder = world / "runs" / f"disk-{request.param}"
     folder.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=70m", "none", folder])
-    if mounted.returncode:
+    size = f"size={request.param}m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", folder]).returncode:
         pytest.skip("a small disk cannot be mounted here")
-    try:
-        (folder / "inner").mkdir()
-        text = finished(world, "full/inner", "checkpoint.keep=5", "export.dtype=float16")
-        assert "was not written" in text and "No space left on device" in text
-        whole = [one for one in (folder / "inner/checkpoints").iterdir()]
-        assert whole and not [one for one in whole if one.suffix]
-        assert all(find(folder / "inner/checkpoints") for _ in whole[:1])
-        assert (folder / "inner/results.json").exists()
-    finally:
-        subprocess.run(["umount", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("small_disk", [76], indirect=True)
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(world, small_disk):
+    name = f"{small_disk.name}/inner"
+    text = finished(world, name, "checkpoint.keep=5", "export.dtype=float16")
+    assert "was not written" in text and "No space left on device" in text
+    whole = list((small_disk / "inner/checkpoints").iterdir())
+    assert whole and not [one for one in whole if one.suffix]
+    assert find(small_disk / "inner/checkpoints")
+    assert (small_disk / "inner/results.json").exists()
+
+
+@pytest.mark.parametrize("small_disk", [70], indirect=True)
+def test_a_disk_too_full_for_the_model_ends_the_run_which_goes_on_when_there_is_room(
+    world, small_disk
+):
+    """Its loader's workers, who outlive signals, do not hold it back."""
+    name = f"{small_disk.name}/inner"
+    process = launched(world, name, "checkpoint.keep=5", "export.dtype=float16")
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode not in (0, None) and "No space left on device" in text
+    subprocess.run(["mount", "-o", "remount,size=120m", small_disk], check=True)
+    text = finished(world, name, "checkpoint.keep=5", "export.dtype=float16")
+    assert "goes on after step 12" in text

@@ -48,6 +48,10 @@ def trained(clip: Clip, towers: frozenset[Tower] = BOTH, steps: int = 1) -> Towe
     return student
 
 
+def weights(student: Towers) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in student.named_parameters()}
+
+
 def assert_same_embeddings(model: Any, clip: Clip, student: Towers) -> None:
     """To the last bit, at the same length of text."""
     text, image = embed(model.eval(), clip, pixels())
@@ -66,7 +70,7 @@ def test_open_clip_loads_an_export_and_embeds_the_same_to_the_last_bit(
 ):
     original = originals[kind]
     student = trained(original.clip)
-    file = export(original.clip, student, tmp_path, dtype)
+    file = export(original.clip, weights(student), tmp_path, dtype)
     loaded = open_clip.create_model(original.name, pretrained=str(file), require_pretrained=True)
     rounded = copy.deepcopy(student)
     for tensor in rounded.state_dict().values():
@@ -83,7 +87,7 @@ def test_open_clip_loads_an_export_and_embeds_the_same_to_the_last_bit(
 def test_an_exported_folder_is_a_model_of_its_own(originals, tmp_path, kind):
     clip = originals[kind].clip
     student = trained(clip)
-    export(clip, student, tmp_path, torch.float32)
+    export(clip, weights(student), tmp_path, torch.float32)
     loaded = load(ModelConfig(name=f"local-dir:{tmp_path}"))
     assert loaded.prepare == clip.prepare
     assert torch.equal(loaded.tokenize(TEXTS), clip.tokenize(TEXTS))
@@ -100,7 +104,7 @@ def test_an_exported_folder_is_a_model_of_its_own(originals, tmp_path, kind):
 def test_what_does_not_train_is_the_originals_to_the_last_bit(originals, tmp_path, kind):
     original = originals[kind]
     student = trained(original.clip, frozenset({Tower.TEXT}))
-    file = export(original.clip, student, tmp_path, torch.float32)
+    file = export(original.clip, weights(student), tmp_path, torch.float32)
     loaded = open_clip.create_model(original.name, pretrained=str(file)).state_dict()
     before = original.model.state_dict()
     assert loaded.keys() == before.keys()
@@ -114,7 +118,7 @@ def test_what_does_not_train_is_the_originals_to_the_last_bit(originals, tmp_pat
 
 def test_the_bias_of_the_logits_survives(originals, tmp_path):
     original = originals["sigmoid"]
-    file = export(original.clip, trained(original.clip), tmp_path, torch.float32)
+    file = export(original.clip, weights(trained(original.clip)), tmp_path, torch.float32)
     loaded: Any = open_clip.create_model(original.name, pretrained=str(file))
     assert loaded.logit_bias == original.model.logit_bias != 0
 
@@ -122,7 +126,7 @@ def test_the_bias_of_the_logits_survives(originals, tmp_path):
 def test_batch_norms_statistics_stay_the_originals(originals, tmp_path):
     original = originals["resnet"]
     student = trained(original.clip, steps=3)
-    file = export(original.clip, student, tmp_path, torch.float32)
+    file = export(original.clip, weights(student), tmp_path, torch.float32)
     loaded = open_clip.create_model(original.name, pretrained=str(file)).state_dict()
     before = original.model.state_dict()
     statistics = [name for name in before if "running_" in name or "num_batches" in name]
@@ -140,7 +144,7 @@ def test_counters_stay_whole_numbers_and_what_float16_cannot_hold_keeps_its_type
     model: Any = clip.model
     model.visual.bn1.running_var.fill_(1e6)
     model.visual.bn1.num_batches_tracked.fill_(12_345)
-    file = export(clip, Towers(clip, frozenset()), tmp_path, torch.float16)
+    file = export(clip, {}, tmp_path, torch.float16)
     with safe_open(file, "pt") as saved:
         assert saved.get_tensor("visual.bn1.running_var").dtype == torch.float32
         assert saved.get_tensor("visual.bn1.running_mean").dtype == torch.float16
@@ -153,15 +157,16 @@ def test_an_export_leaves_the_original_and_the_student_alone(originals, tmp_path
     clip = originals["plain"].clip
     student = trained(clip)
     before = copy.deepcopy((clip.model.state_dict(), student.state_dict()))
-    export(clip, student, tmp_path, torch.bfloat16)
+    export(clip, weights(student), tmp_path, torch.bfloat16)
     for state, module in zip(before, (clip.model, student), strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
 
 
 def test_the_config_says_what_the_model_is_and_nothing_is_left_beside(originals, tmp_path):
     original = originals["plain"]
-    export(original.clip, trained(original.clip), tmp_path, torch.float32)
-    export(original.clip, trained(original.clip), tmp_path, torch.float32)  # over an earlier one
+    export(original.clip, weights(trained(original.clip)), tmp_path, torch.float32)
+    # Over an earlier one.
+    export(original.clip, weights(trained(original.clip)), tmp_path, torch.float32)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     assert config["model_cfg"] == open_clip.get_model_config(original.name)
     assert config["preprocess_cfg"]["size"] in (32, [32, 32])
@@ -173,7 +178,7 @@ def test_the_config_says_what_the_model_is_and_nothing_is_left_beside(originals,
 
 def test_an_export_that_fails_leaves_the_earlier_one(originals, tmp_path, monkeypatch):
     clip = originals["plain"].clip
-    file = export(clip, trained(clip), tmp_path, torch.float32)
+    file = export(clip, weights(trained(clip)), tmp_path, torch.float32)
     before = file.read_bytes()
 
     def fails(tensors, path: Path, metadata):
@@ -182,7 +187,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(originals, tmp_path, monkey
 
     monkeypatch.setattr("trainer.export.save_file", fails)
     with pytest.raises(OSError, match="No space"):
-        export(clip, trained(clip), tmp_path, torch.float32)
+        export(clip, weights(trained(clip)), tmp_path, torch.float32)
     assert file.read_bytes() == before
 
 
@@ -191,6 +196,6 @@ def test_a_tensor_of_two_names_is_written_twice(originals, tmp_path):
     clip = copy.deepcopy(original.clip)
     model: Any = clip.model
     model.visual.ln_post.weight = model.visual.ln_pre.weight  # safetensors refuses such
-    file = export(clip, trained(clip), tmp_path, torch.float32)
+    file = export(clip, weights(trained(clip)), tmp_path, torch.float32)
     loaded: Any = open_clip.create_model(original.name, pretrained=str(file))
     assert torch.equal(loaded.visual.ln_post.weight, loaded.visual.ln_pre.weight)

@@ -8,7 +8,7 @@ from open_clip_train.scheduler import cosine_lr
 from torch import nn
 
 from trainer.config import OptimizerConfig
-from trainer.optim import learning_rate, make_optimizer, pull
+from trainer.optim import Pull, learning_rate, make_optimizer
 
 
 def rates(steps: int, **options) -> list[float]:
@@ -91,54 +91,69 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
+def attached(model: nn.Module, weight: float, share: float = 1.0) -> Pull:
+    """To the model's own weights, as they are now."""
+    pull = Pull(weight, {name: p.detach().clone() for name, p in model.named_parameters()}, share)
+    pull.attach(model)
+    return pull
+
+
+def backward(model: nn.Module) -> None:
+    """Of a loss whose own gradient is zero everywhere."""
+    sum(0.0 * p.sum() for p in model.parameters() if p.requires_grad).backward()
+
+
 def test_the_pull_is_the_weighted_sum_of_each_tensors_distance():
     model = student()
     originals = [p.detach().clone() for p in model.parameters()]
     model[1].bias.requires_grad_(False)
-    anchor = pull(model, 0.3)
+    pull = attached(model, 0.3)
     moved(model)
     wanted = sum(
         float(torch.linalg.vector_norm(p.detach() - q))  # not squared
         for p, q in zip(model.parameters(), originals, strict=True)
         if p.requires_grad
     )
-    assert anchor().item() == pytest.approx(0.3 * wanted, rel=1e-5)
+    backward(model)
+    assert pull.distance.item() == pytest.approx(0.3 * wanted, rel=1e-5)
 
 
-def test_the_pull_twice_as_far_is_twice_as_strong_and_its_gradient_a_unit_vector():
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_the_pull_twice_as_far_is_twice_as_strong_and_its_gradient_a_unit_vector(share):
     weight = nn.Parameter(torch.tensor([[1.0, 2.0]]))
     model = nn.ParameterList([weight])
-    anchor = pull(model, 0.5)
+    pull = attached(model, 0.5, share)
     for factor in (1, 2):
         with torch.no_grad():
             weight.copy_(torch.tensor([[1.0, 2.0]]) + factor * torch.tensor([[3.0, 4.0]]))
         weight.grad = None
-        value = anchor()
-        value.backward()
-        assert value.item() == pytest.approx(2.5 * factor)
-        torch.testing.assert_close(weight.grad, 0.5 * torch.tensor([[0.6, 0.8]]))
+        backward(model)
+        assert pull.distance.item() == pytest.approx(2.5 * factor)
+        torch.testing.assert_close(weight.grad, share * 0.5 * torch.tensor([[0.6, 0.8]]))
 
 
 def test_at_the_original_the_pull_and_its_gradient_are_zero():
     model = student()
-    value = pull(model, 0.3)()
-    value.backward()
-    assert value == 0
+    pull = attached(model, 0.3)
+    backward(model)
+    assert pull.distance == 0
     assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("distance", [1e-30, 1e-20, 1e-12, 1e-6])
 def test_very_near_the_original_the_gradient_stays_finite(distance):
     weight = nn.Parameter(torch.zeros(2, 2))
-    anchor = pull(nn.ParameterList([weight]), 1.0)
+    model = nn.ParameterList([weight])
+    attached(model, 1.0)
     with torch.no_grad():
         weight += distance
-    anchor().backward()
+    backward(model)
     assert weight.grad is not None and weight.grad.norm() <= 1.001
 
 
-def test_without_weight_no_second_copy_of_the_weights_is_kept():
+def test_without_weight_nothing_is_pulled():
     model = student()
-    anchor = pull(model, 0.0)
+    attached(model, 0.0)
     moved(model)
-    assert anchor() == 0 and anchor.__closure__ is None
+    backward(model)
+    assert all((p.grad == 0).all() for p in model.parameters())

@@ -4,10 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tests.trainer.run_folders import full_run, measures, run_folder
 from trainer.report import summary, write_report
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-PEOPLE = 64
 
 
 class Page(HTMLParser):
@@ -40,62 +40,6 @@ class Page(HTMLParser):
         return sum(one == tag for one, _ in self.elements)
 
 
-def group(name: str, found: int, by_most: int) -> dict:
-    won = [0.0] * 22
-    won[0], won[5], won[21] = PEOPLE - found, found - by_most, by_most
-    path = f"identity_inference/{name}"
-    return {
-        f"{path}/tpr": found / PEOPLE,
-        f"{path}/tpr_11": by_most / PEOPLE,
-        f"{path}/held_out/tpr": found / PEOPLE,
-        f"{path}/held_out/tpr_6": by_most / PEOPLE,
-        f"{path}/picture_accuracy": 0.9 * by_most / PEOPLE,
-        f"{path}/closed_set": 0.95 * by_most / PEOPLE,
-        f"{path}/prompts_won": won,
-        f"{path}/people": float(PEOPLE),
-        f"{path}/dropped": 0.0,
-    }
-
-
-def measures(forgotten: int, accuracy: float) -> dict:
-    stranger = group("unknown", 1, 0)
-    tasks = {f"zero_shot/{name}/accuracy": accuracy for name in ("colour", "shape")}
-    return (
-        group("forget", PEOPLE - forgotten, PEOPLE - forgotten)
-        | group("replayed", 64, 63)
-        | group("unseen", 63, 62)
-        | {name: value for name, value in stranger.items() if not name.endswith("closed_set")}
-        | tasks
-        | {"zero_shot/colour/samples": 500.0}
-    )
-
-
-def run_folder(tmp_path, before: dict, after: dict, between=(), steps=500, config="steps: 500\n"):
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    seconds = {"load": 1.5, "before": 20.0, "train": 98.0, "after": 20.0, "export": 0.2}
-    results = {
-        "before": before,
-        "after": after,
-        "seconds": seconds | {"total": 143.2},
-        "steps": steps,
-        "identities": PEOPLE,
-        "skipped": {"names someone to forget": 1234, "undecodable picture": 2},
-        "bad_shards": {"/data/00007.tar": {"undecodable picture": 2}},
-    }
-    rows = [{"step": 0, "seconds": 21.0} | before] if before else []
-    for step in range(10, steps + 1, 10):
-        losses = {"keep/text": 1 / step, "names/forget": 8 / step, "names/keep": 0.2 / step}
-        losses |= {"bad_samples": step}
-        rows.append({"step": step, "seconds": 21.0 + step / 5} | losses)
-    rows += [{"step": step, "seconds": 60.0} | found for step, found in between]
-    rows += [{"step": steps, "seconds": 143.0} | after] if after else []
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(config)
-    return folder, results
-
-
 @pytest.fixture
 def usual(tmp_path):
     between = [(step, measures(step // 10, 0.96)) for step in (200, 400)]
@@ -110,7 +54,7 @@ def test_the_page_says_how_many_were_found_before_and_after(usual):
     )
     assert sentence in page.words
     assert "it found 62 before and 62 after" in page.words
-    assert "by these attacks" in page.words and "proof" not in page.words.lower()
+    assert "on this model, by these attacks" in page.words and "proof" not in page.words.lower()
 
 
 def test_the_page_asks_no_host_for_anything(usual):
@@ -212,5 +156,65 @@ def test_summary_leaves_out_what_was_not_measured(tmp_path):
     only = {"zero_shot/accuracy": 0.5}
     _, results = run_folder(tmp_path, {}, only)
     text = summary(results)
-    assert re.search(r"zero_shot +– → +50\.0 %", text)
+    assert re.search(r"zero shot +– → +50\.0 %", text)
     assert "People" not in text.splitlines()[2]
+
+
+def test_of_a_folder_that_is_no_finished_run_it_says_which_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="results.json is not there; name the folder of a"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"before": {}}'])
+def test_results_that_are_none_are_refused(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match="results.json is no run's results .*; run it again"):
+        write_report(tmp_path)
+
+
+def test_intervals_stand_below_their_figures(tmp_path):
+    page = Page(write_report(full_run(tmp_path)).read_text())
+    assert "1.6 %1.2 – 2.0" in page.words  # 63 of 4,000 in 64ths, by Wilson's score
+    assert "−0.4−1.2 to +0.4" in page.words
+
+
+def test_measures_of_unknown_evaluations_are_shown_as_they_are(tmp_path):
+    page = Page(write_report(full_run(tmp_path)).read_text())
+    assert "my own" in page.words and "something new" in page.words and "123.5" in page.words
+
+
+def test_other_writings_of_a_name_are_shown_as_shares(tmp_path):
+    folder = full_run(tmp_path)
+    assert "forget · found by · initials" in Page(write_report(folder).read_text()).words
+    text = summary(json.loads((folder / "results.json").read_text()))
+    assert re.search(r"forget · found by · initials +5\.0 % → +5\.0 %", text)
+
+
+def test_the_page_names_nobody_unless_it_is_asked_to(tmp_path):
+    folder = full_run(tmp_path)
+    page = write_report(folder).read_text()
+    assert "24 people to keep are found by fewer prompts than before; the worst 10" in page
+    assert not re.search(r"\b[0-9a-f]{16}\b", page)
+    asked = write_report(folder, shows_people=True).read_text()
+    assert len(re.findall(r"<code>[0-9a-f]{16}</code>", asked)) == 10
+    assert "0000000000000004" in asked  # lost most
+    assert "f" * 16 not in asked and "e" * 16 not in asked  # to be forgotten; a stranger
+
+
+def test_speed_and_memory_are_no_losses(tmp_path):
+    page = Page(write_report(full_run(tmp_path)).read_text()).words
+    assert page.index("Losses over the steps") < page.index("Speed and memory over the steps")
+    assert page.index("Speed and memory over the steps") < page.index("samples per second")
+
+
+def test_the_terminal_says_what_cannot_be_told_of_the_tasks(tmp_path):
+    results = json.loads((full_run(tmp_path) / "results.json").read_text())
+    text = " ".join(summary(results | {"margin": 0.02}).split())
+    assert "Ordinary tasks, with a margin of 2 points: not worse: colour, shape" in text
+    assert "; cannot be told: captions · text to image · recall 1." in text
+
+
+def test_much_that_is_measured_stays_short_in_the_terminal(tmp_path):
+    after = measures(63, 0.96) | {f"my_own/measure_{i}": float(i) for i in range(20)}
+    _, results = run_folder(tmp_path, {}, after)
+    assert "  and 14 more in the report" in summary(results)

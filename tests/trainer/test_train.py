@@ -175,11 +175,15 @@ def test_a_run_does_not_overwrite_an_earlier_one():
     assert (folder.with_name("demo_names.1") / "metrics.jsonl").read_bytes() == first
 
 
-def test_a_run_that_diverges_stops_and_exports_nothing():
-    with pytest.raises(
-        FloatingPointError, match=r"the loss \S+ is nan at step \d; nothing was exp"
-    ):
-        run("demo_names", "evaluations={}", "optimizer.lr=1e30", "optimizer.clip=null", "steps=5")
+def test_a_run_that_diverges_stops_before_the_update_and_says_where_and_on_what():
+    said = (
+        r"the loss keep/text is nan, .+ at step 2; nothing was updated or exported, "
+        r"runs/demo_names/checkpoints/step-00000001 is the last checkpoint. .+: "
+        r"runs/world/clean/00000.tar"
+    )
+    with pytest.raises(FloatingPointError, match=said):
+        run("demo_names", "evaluations={}", "optimizer.lr=1e30", "optimizer.clip=null", "steps=5",
+            "checkpoint.every=1")  # fmt: skip
     assert not Path("runs/demo_names/model").exists()
 
 

@@ -1,0 +1,104 @@
+"""Who is attacked, with which pictures, among which names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from trainer import BadSample, Identity, Pictures, fold, names_of, read_roster
+
+UNKNOWN = "unknown"  # the group of people who were never learnt
+
+
+@dataclass(frozen=True)
+class Group:
+    """The people of one roster who have enough pictures, and where these are."""
+
+    name: str
+    people: list[Identity]
+    places: list[int]  # of each of them in `pictures`
+    pictures: Pictures
+    num_dropped: int
+
+
+def read_groups(paths: Mapping[str, str], num_pictures: int) -> list[Group]:
+    """The known first. Raises ValueError where a group has nobody or two groups share someone."""
+    names = sorted(paths, key=lambda name: name == UNKNOWN)
+    groups = [_read_group(name, paths[name], num_pictures) for name in names]
+    _refuse_shared_people(groups, paths)
+    return groups
+
+
+def _read_group(name: str, path: str, num_pictures: int) -> Group:
+    roster = read_roster(path)
+    shown = [person for person in roster if person.faces]
+    pictures = Pictures.of(shown)
+    places = [i for i in range(len(shown)) if pictures.count(i) >= num_pictures]
+    if not places:
+        most = max((pictures.count(i) for i in range(len(shown))), default=0)
+        raise ValueError(
+            f"group {name}: none of the {len(roster)} people of {path} has {num_pictures} "
+            f"pictures, the most are {most}; lower `pictures` or add to their faces"
+        )
+    dropped = len(roster) - len(places)
+    return Group(name, [shown[i] for i in places], places, pictures, dropped)
+
+
+def _refuse_shared_people(groups: Sequence[Group], paths: Mapping[str, str]) -> None:
+    """A name in two groups has no one true owner."""
+    owner: dict[str, str] = {}
+    for group in groups:
+        names = {fold(person.name) for person in group.people}
+        if shared := names & owner.keys():
+            first = owner[min(shared)]
+            raise ValueError(
+                f"{len(shared)} people of group {group.name} ({paths[group.name]}) are in another "
+                f"group too, one of them in {first} ({paths[first]}); list each once"
+            )
+        owner |= dict.fromkeys(names, group.name)
+
+
+class AttackPictures(Sequence):
+    """The first `m` pictures of each person of each group, read when asked for."""
+
+    def __init__(self, groups: Sequence[Group], num_pictures: int):
+        self._places = [(group.pictures, place) for group in groups for place in group.places]
+        self._num_pictures = num_pictures
+
+    def __len__(self) -> int:
+        return len(self._places) * self._num_pictures
+
+    def __getitem__(self, index: int) -> bytes:
+        person, picture = divmod(range(len(self))[index], self._num_pictures)
+        pictures, place = self._places[person]
+        try:
+            return pictures.read(place, picture)
+        except BadSample:
+            return b""  # one more that does not decode: raising on one rank would hang the others
+
+
+def draw_candidates(people: Sequence[Identity], path: str, count: int, seed: int) -> list[str]:
+    """The people's own names, in their order, then names drawn from a file, `count` in all."""
+    wanted = count - len(people)
+    if wanted < 0:
+        raise ValueError(
+            f"candidates is {count}, but {len(people)} people are attacked; "
+            "their names alone are more: raise it"
+        )
+    free = names_of_nobody(people, path)
+    if len(free) < wanted:
+        raise ValueError(
+            f"{path} has {len(free)} names that no attacked person bears; "
+            f"{wanted} are needed to make {count} candidates"
+        )
+    return [person.name for person in people] + Random(seed).sample(free, wanted)
+
+
+def names_of_nobody(people: Sequence[Identity], path: str) -> list[str]:
+    """A file's names, each once, without those that someone bears: choosing one would be right."""
+    taken = {fold(name) for name in names_of(people)}
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    others = {fold(line): line.strip() for line in lines}
+    return [name for folded, name in others.items() if folded and folded not in taken]

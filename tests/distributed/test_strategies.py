@@ -1,0 +1,109 @@
+"""One result under every strategy: real processes, real DeepSpeed, gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from trainer.interruption import EXIT_CODE, MARKER
+
+STEPS = 30
+SMALL = [
+    f"steps={STEPS}", "log_every=1", "checkpoint.every=10", "data.workers=0", "data.lanes=8",
+    "objectives.keep.batch_size=16", "objectives.names.batch_size=32",
+    "objectives.faces.batch_size=16", "optimizer.warmup_steps=2",
+]  # fmt: skip
+TWO = ["--num_processes", "2", "--mixed_precision", "no"]
+FOUR_PARTS = ["--gradient_accumulation_steps", "4"]
+STRATEGIES = {  # the launch file, and what is said beside it
+    "ddp": ("ddp_cpu.yaml", []),
+    "fsdp2": ("fsdp2.yaml", TWO),
+    "zero1": ("zero1.yaml", TWO),
+    "zero2": ("zero2.yaml", TWO),
+    "zero3": ("zero3.yaml", TWO),
+    "zero2-accumulated": ("zero2.yaml", [*TWO, *FOUR_PARTS]),
+}
+
+
+def trained(
+    folder: Path, name: str, file: str, options: list[str], *overrides: str, ends_as: int = 0
+) -> str:
+    """Train under a launch file, to the end or until it leaves; what was printed."""
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    where = ["--config_file", str(REPOSITORY / "launch" / file), *options]
+    run = ["-m", "trainer", "train", "configs/strategies.yaml", f"output=runs/{name}"]
+    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    if "--gradient_accumulation_steps" in options:
+        environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]
+    done = subprocess.run(
+        [*launcher, *where, *run, *SMALL, *overrides],
+        cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    # Launchers make 1 of every code but 0.
+    assert bool(done.returncode) == bool(ends_as), done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def losses(folder: Path, name: str) -> list[dict[str, float]]:
+    rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").open())
+    of = ("keep/", "names/", "faces/")
+    found = [{key: row[key] for key in row if key.startswith(of)} for row in rows]
+    return [row for row in found if row]
+
+
+def assert_same(folder: Path, name: str, other: str = "one", atol: float = 1e-5) -> None:
+    """Losses of each step and the exported weights. The first losses are zero but for rounding."""
+    steps = losses(folder, name), losses(folder, other)
+    assert len(steps[0]) == len(steps[1]) == STEPS
+    for own, wanted in zip(*steps, strict=True):
+        assert own == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    paths = [folder / "runs" / one / "model/open_clip_model.safetensors" for one in (name, other)]
+    weights, wanted = map(load_file, paths)
+    assert weights.keys() == wanted.keys()
+    for key, tensor in weights.items():
+        assert (tensor - wanted[key]).abs().max() <= atol, key
+
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Path:
+    """The demo without its attack, trained in one process."""
+    text = (REPOSITORY / "configs/demo.yaml").read_text()
+    start, end = text.index("evaluations:"), text.index("optimizer:")
+    labels = "evaluations: {colour: {kind: zero_shot, shards: runs/world/labels/colour/0.tar}}\n"
+    (small_world / "configs").mkdir(exist_ok=True)
+    (small_world / "configs/strategies.yaml").write_text(text[:start] + labels + text[end:])
+    trained(small_world, "one", "cpu.yaml", [])
+    return small_world
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, name):
+    trained(world, name, *STRATEGIES[name])
+    assert_same(world, name)
+
+
+def test_four_parts_of_a_step_give_the_step(world):
+    trained(world, "accumulated", "cpu.yaml", FOUR_PARTS)
+    assert_same(world, "accumulated")
+
+
+@pytest.mark.parametrize(("first", "then"), [("zero3", "one"), ("zero2", "fsdp2")])
+def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then):
+    """And on another number of processes; it leaves by its own limit of time."""
+    name = f"{first}-then-{then}"
+    strategies = STRATEGIES | {"one": ("cpu.yaml", [])}
+    trained(
+        world, name, *strategies[first], "checkpoint.stop_after_minutes=0.01", ends_as=EXIT_CODE
+    )
+    step = int((world / "runs" / name / MARKER).read_text())
+    assert 0 < step < STEPS
+    text = trained(world, name, *strategies[then])
+    assert f"goes on after step {step}" in text
+    assert_same(world, name)

@@ -1,0 +1,78 @@
+"""What measuring a checkpoint leaves in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from trainer.config import load_config
+from trainer.evaluate import evaluate_checkpoint
+
+ROSTERS = "runs/world/rosters"
+ATTACK = "evaluations.identity_inference"
+NEAR = (
+    f"{{kind: neighbours, forget: {ROSTERS}/forget.csv, candidates: 20, pictures: 4, "
+    f"kept: [{ROSTERS}/attack_unseen.csv, {ROSTERS}/attack_replayed.csv], "
+    "distractors: runs/world/names/distractors.txt}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(small_world):
+    """The demo's attack and its neighbours, of the tiny CLIP beside one of random weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(small_world)
+        changes = [
+            "model.random_weights=true",
+            f"{ATTACK}.candidates=20",
+            f"{ATTACK}.pictures=4",
+            f"{ATTACK}.variants=[initials, typo_1]",
+            f"evaluations.neighbours={NEAR}",
+            "output=runs/measured",
+        ]
+        config = load_config(str(REPOSITORY / "configs/demo.yaml"), changes)
+        evaluate_checkpoint(config, "plugins/fictitious/clip")
+    return small_world / "runs/measured"
+
+
+def test_rates_have_their_intervals_beside_them(folder):
+    results = json.loads((folder / "results.json").read_text())
+    for moment in ("before", "after"):
+        measures, intervals = results[moment], results["intervals"][moment]
+        assert intervals.keys() <= measures.keys()
+        assert {
+            "identity_inference/forget/tpr",
+            "identity_inference/unseen/closed_set",
+            "identity_inference/unknown/found_only_by/any_variant",
+            "neighbours/neighbours/drift",
+        } <= intervals.keys()
+        for name, (low, high) in intervals.items():
+            assert low <= measures[name] <= high, name
+    assert "identity_inference/forget/people" not in results["intervals"]["after"]
+
+
+def test_people_have_a_line_each_with_before_and_after_under_their_pseudonyms(folder, small_world):
+    text = (folder / "people.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    attacked = [row for row in rows if row["measure"] == "identity_inference/people"]
+    assert len(attacked) == 13 and len({row["identity"] for row in attacked}) == 13
+    for row in attacked:
+        assert row["group"] in ("forget", "replayed", "unseen", "unknown")
+        for moment in ("before", "after"):
+            assert 0 <= row[moment]["prompts_won"] <= 21
+            assert row[moment]["prompts_won_by"].keys() == {"initials", "typo_1"}
+    near = [row for row in rows if row["measure"] == "neighbours/people"]
+    assert len(near) == 8 and all(row["after"]["drift"] > 0 for row in near)
+    for roster in (small_world / ROSTERS).glob("*.csv"):
+        with roster.open(newline="", encoding="utf-8") as file:
+            assert not [row for row in csv.DictReader(file) if row["name"] in text]
+
+
+def test_single_people_are_in_no_other_file(folder):
+    rows = [json.loads(line) for line in (folder / "people.jsonl").read_text().splitlines()]
+    results = (folder / "results.json").read_text()
+    assert not [row for row in rows if row["identity"] in results]
+    assert "identity_inference/people" not in json.loads(results)["after"]

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+from sklearn.metrics import roc_auc_score
+
+from trainer import Estimate, mean, quantile, rate, rate_by_person, roc_auc
+from trainer.statistics import CONFIDENCE, Z
+
+DRAWS = 2000
+
+
+def share_covered(estimates, truth: float) -> float:
+    return np.mean([one.low <= truth <= one.high for one in estimates])
+
+
+@given(total=st.integers(1, 10**6), hits=st.floats(0, 1))
+def test_a_rate_has_the_interval_that_scipy_gives(total, hits):
+    hits = round(hits * total)
+    found = rate(hits, total)
+    wanted = binomtest(hits, total).proportion_ci(method="wilson")
+    assert found == hits / total
+    assert found.low == pytest.approx(wanted.low, abs=1e-9)
+    assert found.high == pytest.approx(wanted.high, abs=1e-9)
+    assert 0 <= found.low <= found <= found.high <= 1
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.5, 64), (0.95, 64), (0.02, 256)])
+def test_a_rates_interval_holds_the_truth_as_often_as_it_says(share, total):
+    draws = np.random.default_rng(0).binomial(total, share, DRAWS)
+    assert 0.93 <= share_covered([rate(int(hits), total) for hits in draws], share) <= 0.975
+
+
+def test_the_rate_of_all_alike_people_is_no_surer_than_that_of_the_people():
+    """However many pictures of each: a picture more of the same person tells nothing new."""
+    rng, truth = np.random.default_rng(0), 0.7
+    found = []
+    for _ in range(DRAWS):
+        knows = rng.random(64) < truth
+        found.append(rate_by_person((knows * 420).tolist(), [420] * 64))
+        assert found[-1] == knows.mean()
+    assert share_covered(found, truth) >= 0.93
+
+
+def test_people_without_a_case_do_not_make_a_rate_surer():
+    found = rate_by_person([3, 0, 0], [4, 4, 0])
+    assert found == 3 / 8
+    assert (found.low, found.high) == pytest.approx(
+        (rate_by_person([3, 0], [4, 4]).low, rate_by_person([3, 0], [4, 4]).high)
+    )
+
+
+def test_a_mean_has_the_normal_interval():
+    values = [0.1, 0.4, 0.7, 0.2]
+    found = mean(values)
+    error = np.std(values, ddof=1) / 2
+    low, high = norm.interval(CONFIDENCE, np.mean(values), error)
+    assert found == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert norm.ppf((1 + CONFIDENCE) / 2) == pytest.approx(Z)
+
+
+def test_a_means_interval_holds_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(0).exponential(1.0, (DRAWS, 200))
+    assert 0.92 <= share_covered([mean(row) for row in draws], 1.0) <= 0.975
+
+
+def test_one_value_tells_nothing_of_its_mean():
+    found = mean([0.5])
+    assert found == 0.5 and (found.low, found.high) == (-np.inf, np.inf)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50), st.floats(0.01, 0.99))
+def test_a_quantile_is_numpys_and_lies_in_its_interval(values, share):
+    found = quantile(values, share)
+    assert found == pytest.approx(np.quantile(values, share))
+    assert found.low <= found <= found.high
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.95, 64), (0.95, 1000), (0.05, 500), (0.5, 30)])
+def test_a_quantiles_interval_holds_the_truth_at_least_as_often_as_it_says(share, count):
+    draws = np.random.default_rng(0).normal(size=(DRAWS, count))
+    found = [quantile(row, share) for row in draws]
+    assert share_covered(found, norm.ppf(share)) >= 0.94
+
+
+def test_few_values_cannot_bound_a_high_quantile():
+    assert quantile([1.0, 2.0, 3.0], 0.95).high == np.inf
+
+
+@given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9), min_size=1))
+def test_an_area_is_how_often_a_positive_scores_above_a_negative(positives, negatives):
+    pairs = np.subtract.outer(positives, negatives)
+    found = roc_auc(positives, negatives)
+    assert found == pytest.approx(np.mean((pairs > 0) + (pairs == 0) / 2))
+    assert 0 <= found.low <= found <= found.high <= 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_an_areas_interval_holds_the_truth_at_least_as_often_as_it_says(shift):
+    rng, truth = np.random.default_rng(0), norm.cdf(shift / np.sqrt(2))
+    found = [roc_auc(rng.normal(shift, 1, 64), rng.normal(0, 1, 192)) for _ in range(DRAWS // 4)]
+    assert share_covered(found, truth) >= 0.93
+
+
+def test_a_perfect_area_is_no_surer_than_its_few_cases():
+    assert roc_auc([2, 3], [0, 1]) == roc_auc_score([1, 1, 0, 0], [2, 3, 0, 1]) == 1
+    assert roc_auc([2] * 100, [1] * 30).low == pytest.approx(0.9)
+
+
+def test_an_estimate_is_a_number_and_keeps_its_interval_when_it_is_copied():
+    found = rate(1, 4)
+    copy = pickle.loads(pickle.dumps(found))
+    assert copy == 0.25 and (copy.low, copy.high) == (found.low, found.high)
+    assert json.dumps(found) == "0.25" and found + 1 == 1.25 and isinstance(found, float)
+    assert Estimate(0.5, 0, 1).low == 0.0
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda: rate(0, 0), "needs 0 <= hits <= total > 0, found 0 of 0"),
+        (lambda: rate(5, 4), "found 5 of 4"),
+        (lambda: rate(-1, 4), "found -1 of 4"),
+        (lambda: rate_by_person([], []), "found 0 of 0"),
+        (lambda: rate_by_person([5], [4]), "found 5 of 4"),
+        (lambda: mean([]), "a mean needs a value"),
+        (lambda: quantile([], 0.5), "needs a value and 0 < share < 1, found 0, 0.5"),
+        (lambda: quantile([1.0], 1.0), "found 1, 1.0"),
+    ],
+)
+def test_nothing_is_no_measure(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure()

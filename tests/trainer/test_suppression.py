@@ -1,0 +1,332 @@
+"""People who are taken out of a roster, with real files and real crashes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.conftest import picture, write_people, write_shard
+from trainer import shards
+from trainer.cli import cli
+from trainer.index import index_path
+from trainer.indexing import index_shards
+from trainer.pictures import Pictures
+from trainer.roster import read_roster
+from trainer.suppression import RECORD, forget_me, suppressed_in
+
+NAMES = ["Ann Zöller", "Bertrand Oake", "Chiara d'Este", "Dov Landau"]
+GONE = NAMES[1]
+
+
+def contents(roster: Path, but: str = "") -> dict[str, list[bytes]]:
+    """Everyone's pictures by name, as a process finds them that begins now."""
+    shards._opened.cache_clear()  # it holds the files as they were
+    people = [one for one in read_roster(roster) if one.name != but]
+    pictures = Pictures.of(people)
+    return {
+        one.name: [pictures.read(i, j) for j in range(pictures.count(i))]
+        for i, one in enumerate(people)
+    }
+
+
+def in_shards(folder: Path) -> Path:
+    return write_people(folder, "people", NAMES)
+
+
+def in_folders(folder: Path) -> Path:
+    """A folder of pictures each."""
+    lines = ["name,aliases,faces"]
+    for i, name in enumerate(NAMES):
+        own = folder / "faces" / name
+        own.mkdir(parents=True)
+        for j in range(3):
+            (own / f"{j}.jpg").write_bytes(picture(i, j))
+        lines.append(f'"{name}",Alias {chr(65 + i)};Other {chr(65 + i)},"faces/{name}"')
+    roster = folder / "people.csv"
+    roster.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return roster
+
+
+def in_shards_of_their_own(folder: Path) -> Path:
+    lines = ["name,faces"]
+    for i, name in enumerate(NAMES):
+        write_shard(folder / f"{i}.tar", {str(j): {"jpg": picture(i, j)} for j in range(3)})
+        lines.append(f'"{name}",{i}.tar')
+    roster = folder / "people.csv"
+    roster.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    return roster
+
+
+LAYOUTS = [in_shards, in_folders, in_shards_of_their_own]
+
+
+@pytest.fixture(params=LAYOUTS, ids=lambda layout: layout.__name__)
+def roster(request, tmp_path) -> Path:
+    return request.param(tmp_path)
+
+
+def everything(folder: Path) -> bytes:
+    """All bytes and names below, to look for what should be gone."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return b"".join(str(path).encode() + path.read_bytes() for path in files)
+
+
+def test_one_person_is_gone_and_everyone_else_is_as_before(roster):
+    before = contents(roster)
+    removed = forget_me(roster, GONE)
+    after = contents(roster)
+    assert removed and removed.pictures == len(before[GONE]) >= 3
+    assert after == {name: some for name, some in before.items() if name != GONE}
+    left = everything(roster.parent)
+    assert GONE.encode() not in left and b"Bertrand" not in left
+    assert not any(one in left for one in before[GONE])
+
+
+def test_names_are_compared_as_everywhere_and_aliases_count(tmp_path):
+    roster = in_folders(tmp_path)
+    assert forget_me(roster, "ann  ZOLLER")
+    assert forget_me(roster, "other d")
+    assert [one.name for one in read_roster(roster)] == NAMES[1:3]
+
+
+def test_the_other_rows_keep_their_bytes(tmp_path):
+    roster = tmp_path / "people.csv"
+    kept = [
+        "name,aliases\r\n",
+        '"Ann ""A."" Zöller","x;y"\r\n',
+        "\r\n",
+        '"Two\tWords",\n',
+        "Last One,",
+    ]
+    text = "".join([kept[0], kept[1], '"Bertrand Oake","B;\nO"\n'.replace("\n", " ", 1), *kept[2:]])
+    roster.write_bytes(b"\xef\xbb\xbf" + text.replace("\t", " ").encode())
+    roster.chmod(0o640)
+    assert forget_me(roster, GONE)
+    assert roster.read_bytes() == b"\xef\xbb\xbf" + "".join(kept).replace("\t", " ").encode()
+    assert roster.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_shard_keeps_all_other_bytes_and_its_long_names(tmp_path):
+    def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.pax_headers = len(data), {"comment": f"of {name}"}
+        tar.addfile(entry, io.BytesIO(data))
+
+    long = "x" * 150
+    for name, ids in (("all", ["a", "b", "c"]), ("wanted", ["a", "c"])):
+        with tarfile.open(tmp_path / f"{name}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            for i, one in enumerate(ids):
+                folder = tarfile.TarInfo(f"{one}/")
+                folder.type = tarfile.DIRTYPE
+                tar.addfile(folder)
+                add(tar, f"./{one}/{long}.jpg", picture(ord(one)))
+                add(tar, f"{one}/1.json", b'{"of": "%d"}' % i if one == "b" else b"{}")
+    roster = tmp_path / "people.jsonl"
+    rows = [{"name": n, "id": i, "faces": "all.tar"} for n, i in zip(NAMES, "abc")]
+    roster.write_text("\n".join(map(json.dumps, rows)))
+    assert forget_me(roster, GONE)
+    with tarfile.open(tmp_path / "all.tar") as tar, tarfile.open(tmp_path / "wanted.tar") as wanted:
+        assert tar.getnames() == wanted.getnames()
+    end = (tmp_path / "wanted.tar").read_bytes().rstrip(b"\0")
+    assert (tmp_path / "all.tar").read_bytes().rstrip(b"\0") == end
+
+
+def test_an_index_that_would_be_wrong_goes_too(tmp_path):
+    roster = in_shards(tmp_path)
+    shard = str(tmp_path / "people.tar")
+    index_shards([shard], None, 1)
+    removed = forget_me(roster, GONE)
+    assert removed and removed.indexes == 1
+    assert not Path(str(index_path(shard, None))).exists()
+
+
+def test_nobody_of_that_name_changes_nothing(roster):
+    before = everything(roster.parent)
+    assert forget_me(roster, "Nobody At All") is None
+    before_key = everything(roster.parent)
+    assert len(before_key) - len(before) in (0, 32 + len(str(roster.parent / "pseudonyms.key")))
+
+
+def dies_at(roster: Path, number: int) -> bool:
+    """Take the person out in a process that is killed before its number-th change of a file."""
+    child = os.fork()
+    if child == 0:
+        left = number
+
+        def deadly(change):
+            def changed(*arguments, **options):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+                return change(*arguments, **options)
+
+            return changed
+
+        os.replace, os.unlink, os.rmdir = map(deadly, (os.replace, os.unlink, os.rmdir))
+        try:
+            forget_me(roster, GONE)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_at_any_change_nothing_of_others_is_lost_and_again_ends_it(layout, tmp_path):
+    died = True
+    number = 0
+    while died:
+        number += 1
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        roster = layout(folder)
+        before = contents(roster)
+        others = {name: some for name, some in before.items() if name != GONE}
+        died = dies_at(roster, number)
+        if died:
+            # Whatever is there of the person, the others' rows and pictures are whole.
+            assert contents(roster, but=GONE) == others
+            forget_me(roster, GONE)
+        assert contents(roster) == others
+        left = everything(folder)
+        assert b"Bertrand" not in left and not any(one in left for one in before[GONE])
+        # The record knows all pictures, also those that the killed attempt removed.
+        [row] = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
+        assert len(row["pictures"]) == len(set(before[GONE]))
+    assert number > 2
+
+
+def test_the_record_has_no_name_and_is_of_its_owner_alone(roster):
+    pseudonym = next(one.pseudonym for one in read_roster(roster) if one.name == GONE)
+    forget_me(roster, GONE)
+    record = roster.parent / RECORD
+    [row] = [json.loads(line) for line in record.read_text().splitlines()]
+    assert row["pseudonym"] == pseudonym
+    assert row.keys() == {"pseudonym", "removed_at", "names", "pictures"}
+    assert record.stat().st_mode & 0o077 == 0
+
+
+def test_a_later_roster_is_checked_for_names_aliases_and_pictures(tmp_path):
+    roster = in_folders(tmp_path)
+    theirs = picture(1, 0)
+    forget_me(roster, GONE)
+    assert suppressed_in(roster) == []
+    (tmp_path / "faces" / NAMES[0] / "new.jpg").write_bytes(theirs)
+    with roster.open("a", encoding="utf-8") as file:
+        file.write("BERTRAND OAKE,,\nSomeone Else,Alias B,\nSomeone New,,\n")
+    found = [(one.place, one.has_name, one.pictures) for one in suppressed_in(roster)]
+    assert found == [(1, False, 1), (4, True, 0), (5, True, 0)]
+
+
+def test_without_the_key_the_record_tells_nothing(tmp_path):
+    roster = in_folders(tmp_path)
+    forget_me(roster, GONE)
+    with roster.open("a", encoding="utf-8") as file:
+        file.write(f"{GONE},,\n")
+    (tmp_path / "pseudonyms.key").write_bytes(bytes(32))
+    assert suppressed_in(roster) == []
+
+
+def test_a_damaged_record_stops_and_is_not_overwritten(tmp_path):
+    roster = in_folders(tmp_path)
+    (tmp_path / RECORD).write_text("{}\n")
+    before = everything(tmp_path)
+    for act in (lambda: forget_me(roster, GONE), lambda: suppressed_in(roster)):
+        with pytest.raises(ValueError, match="is damaged; restore it, it says who must not"):
+            act()
+    (tmp_path / "pseudonyms.key").unlink()
+    assert everything(tmp_path) == before
+
+
+def refused(roster: Path, message: str, name: str = GONE) -> None:
+    """With that message, which names nobody, and nothing is changed."""
+    read_roster(roster)  # makes the key
+    before = everything(roster.parent)
+    with pytest.raises(ValueError, match=message) as caught:
+        forget_me(roster, name)
+    assert not any(part in str(caught.value) for n in NAMES for part in n.split())
+    assert everything(roster.parent) == before
+
+
+def test_pictures_elsewhere_are_refused(tmp_path):
+    roster = tmp_path / "people.csv"
+    roster.write_text(f"name,faces\n{GONE},s3://bucket/people.tar\n")
+    refused(roster, "lie elsewhere; remove them there, clear `faces`, and ask again")
+
+
+def test_pictures_that_are_not_there_are_refused(tmp_path):
+    roster = tmp_path / "people.csv"
+    for faces in ('"{0..1}.tar"', "none/*.tar", "none"):
+        roster.write_text(f"name,faces\n{GONE},{faces}\n")
+        refused(roster, "are not there, or not all; restore or mount them, or clear `faces`")
+
+
+def test_a_folder_of_several_people_is_refused_whatever_they_call_it(tmp_path):
+    roster = in_folders(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "faces" / GONE)
+    for other in (f"faces/{GONE}", f"faces/{GONE}/", "link", f'"faces/{GONE}/*.jpg"'):
+        roster.write_text(f"name,faces\n{GONE},faces/{GONE}\nAnother One,{other}\n")
+        if "*" in other:
+            refused(roster, "are of several people; give each a folder of their own", "Another One")
+        else:
+            refused(roster, "are of several people; give each a folder of their own")
+
+
+def test_a_shard_without_folders_of_several_people_is_refused(tmp_path):
+    roster = in_shards_of_their_own(tmp_path)
+    roster.write_text(f"name,faces\n{GONE},1.tar\nAnother One,1.tar\n")
+    refused(roster, "a shard without folders is of several people; pack them anew")
+
+
+def test_a_damaged_shard_is_refused(tmp_path):
+    roster = in_shards(tmp_path)
+    shard = tmp_path / "people.tar"
+    shard.write_bytes(shard.read_bytes()[:-12_000])
+    refused(roster, "shard cut off or damaged; nothing was removed, mend the shard first")
+
+
+def test_a_roster_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        forget_me(tmp_path / "people.csv", GONE)
+
+
+def call(*arguments: str, typed: str = ""):
+    return CliRunner().invoke(cli, ["roster", *arguments], input=typed)
+
+
+def test_the_name_is_read_from_the_standard_input_and_never_printed(tmp_path):
+    roster = in_folders(tmp_path)
+    (tmp_path / "attack").mkdir()
+    attack = write_people(tmp_path / "attack", "attack", NAMES)
+    done = call("forget-me", str(roster), str(attack), typed=f"{GONE}\n")
+    assert done.exit_code == 0
+    assert f"is out of {roster}: 3 pictures, 0 shards" in done.output
+    assert f"is out of {attack}: 4 pictures, 1 shards" in done.output
+    assert "Bertrand" not in done.stdout
+    assert call("check", str(roster), str(attack)).output == "nobody who was taken out\n"
+
+
+def test_a_name_that_is_in_none_of_the_rosters_is_refused_without_being_quoted(tmp_path):
+    done = call("forget-me", str(in_folders(tmp_path)), typed="Xaver Unbekannt\n")
+    assert isinstance(done.exception, ValueError)
+    assert "nobody has that name or alias there" in str(done.exception)
+    assert "Xaver" not in str(done.exception)
+
+
+def test_check_ends_with_code_1_where_somebody_came_back(tmp_path):
+    roster = in_folders(tmp_path)
+    forget_me(roster, GONE)
+    with roster.open("a", encoding="utf-8") as file:
+        file.write(f"{GONE},,\n")
+    done = call("check", str(roster))
+    assert done.exit_code == 1 and "person 4, " in done.output
+    assert "the name came back" in done.output and "Bertrand" not in done.output

@@ -1,0 +1,197 @@
+"""A sealed statement for each deletion request: of which model, by which attacks, what was found.
+
+Two files a person: `PSEUDONYM.json`, and beside it its Ed25519 signature (64 bytes) of the bytes as
+they are. Whoever has the public key can check it without this program:
+
+    openssl pkeyutl -verify -rawin -pubin -inkey public.pem -sigfile P.json.sig -in P.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import yaml
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from open_clip.pretrained import download_pretrained
+
+from trainer.config import ModelConfig
+from trainer.findings import LIMITS
+from trainer.results import Results, read_results
+from trainer.roster import read_roster
+from trainer.versions import code_version
+from trainer.weights import first_line
+from trainer.worst_off import read_people
+from trainer.zoo import weights_of
+
+FORMAT = "clip-unlearn certificate 1"
+SIGNATURE = ".sig"  # beside the certificate
+NOT_ATTACKED = "not attacked: no evaluation of single people had enough pictures of this person"
+
+
+def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
+    """Write a certificate for each person whom the run was to forget, or for one pseudonym alone.
+
+    Returns how many were written. Raises ValueError and FileNotFoundError.
+    """
+    signer = _private_key(key)
+    results = read_results(run)
+    config_bytes = (run / "config.yaml").read_bytes()
+    config = yaml.safe_load(config_bytes)
+    requests = requested(config, results)
+    if only is not None and only not in requests:
+        raise ValueError(
+            f"{only} is none of the {len(requests)} people whom {run} was to forget; "
+            "give a pseudonym as it stands in people.jsonl"
+        )
+    model = ModelConfig(**config["model"])
+    before = _weights_before(model)
+    hashes = {"before": before and sha256_of(before), "after": sha256_of(_weights_after(run))}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in read_people(run):
+        rows.setdefault(row.pop("identity"), []).append(row)
+    shared = {
+        "format": FORMAT,
+        "issued_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "code": {"run": dict(results.code) or None, "issued": code_version()},
+        "model": {"name": model.name, "weights_sha256": hashes},
+        "configuration_sha256": hashlib.sha256(config_bytes).hexdigest(),
+        "attacks": _attacks(config),
+        "limits": LIMITS,
+    }
+    into.mkdir(parents=True, exist_ok=True)
+    people = [only] if only is not None else sorted(requests)
+    for person in people:
+        certificate = shared | {"identity": person, "found": rows.get(person, NOT_ATTACKED)}
+        _write_sealed(into / f"{person}.json", canonical(certificate), signer)
+    return len(people)
+
+
+def verify(path: Path, public_key: Path) -> dict[str, Any]:
+    """The certificate, if its signature is of the key's owner. Raises ValueError."""
+    beside = path.with_name(path.name + SIGNATURE)
+    for file in (path, beside):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not there; a certificate is it and its {SIGNATURE}")
+    content = path.read_bytes()
+    try:
+        _public_key(public_key).verify(beside.read_bytes(), content)
+    except InvalidSignature:
+        raise ValueError(
+            f"{path} is not what was signed: it, its signature or the key is another; "
+            "ask its issuer for it again"
+        ) from None
+    return json.loads(content)
+
+
+def canonical(certificate: dict[str, Any]) -> bytes:
+    """JSON in one way only: sorted keys, two spaces, UTF-8, a line end."""
+    text = json.dumps(certificate, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def requested(config: dict[str, Any], results: Results) -> Collection[str]:
+    """The pseudonyms of the people in the rosters of a run's objectives, as they are now."""
+    rosters = {one["roster"] for one in config["objectives"].values() if one.get("roster")}
+    if not rosters:
+        raise ValueError("no objective of the run has a roster: nobody asked to be forgotten")
+    people = [{one.pseudonym for one in read_roster(roster)} for roster in rosters]
+    most = max(map(len, people))
+    if most != results.identities:
+        raise ValueError(
+            f"the run forgot {results.identities} people, its rosters have {most} now; "
+            "certificates are issued with the rosters as the run read them"
+        )
+    return set().union(*people)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _weights_before(model: ModelConfig) -> Path | None:
+    """None where they were random."""
+    tag, path = weights_of(model, model.name)
+    if tag is None:
+        return path
+    try:
+        return Path(download_pretrained(open_clip.get_pretrained_cfg(model.name, tag)))
+    except Exception as error:  # not in the cache, and no network
+        raise ValueError(
+            f"the weights {tag} of {model.name} are not here, nor could they be fetched: "
+            f"{first_line(error)[:300]}; issue certificates where the run's model can be loaded"
+        ) from error
+
+
+def _weights_after(run: Path) -> Path:
+    files = sorted((run / "model").glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"{run / 'model'} holds no weights; certificates are of runs that trained a model"
+        )
+    return files[0]
+
+
+def _attacks(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was measured: kinds and their numbers, no path, which may tell of people."""
+    return {
+        name: {"kind": options["kind"]}
+        | {key: one for key, one in options.items() if isinstance(one, int) and key != "every"}
+        for name, options in config.get("evaluations", {}).items()
+    }
+
+
+def _write_sealed(path: Path, content: bytes, signer: Ed25519PrivateKey) -> None:
+    """The signature first: a certificate is never there without."""
+    for place, data in (
+        (path.with_name(path.name + SIGNATURE), signer.sign(content)),
+        (path, content),
+    ):
+        aside = place.with_name(f".{place.name}.tmp")
+        with aside.open("wb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        aside.replace(place)
+
+
+def _private_key(path: Path) -> Ed25519PrivateKey:
+    make = f"make one: openssl genpkey -algorithm ed25519 -out {path}"
+    if not path.is_file():
+        raise FileNotFoundError(f"key {path} is not there; {make}")
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except TypeError:
+        raise ValueError(
+            f"key {path} is encrypted; decrypt it for the time of issuing: "
+            f"openssl pkey -in {path} -out KEY"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"key {path} is no private key in PEM; {make}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"key {path} is no Ed25519 key; {make}")
+    return key
+
+
+def _public_key(path: Path) -> Ed25519PublicKey:
+    make = "its owner makes it: openssl pkey -in KEY -pubout"
+    if not path.is_file():
+        raise FileNotFoundError(f"public key {path} is not there; {make}")
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{path} is no public key in PEM; {make}") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError(f"{path} is no Ed25519 public key; {make}")
+    return key

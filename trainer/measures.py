@@ -1,0 +1,79 @@
+"""What evaluations find: numbers, histograms, and rows of single people that leave no run's folder.
+
+A number may be an `Estimate`. All of it goes through JSON and back (`packed`, `unpacked`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.statistics import Estimate
+
+
+class Rows(list[dict[str, Any]]):
+    """What is measured of single people: a dict of JSON values for each.
+
+    `identity`, a pseudonym, says of whom, and `group`, where it has one, in which group.
+    """
+
+
+Measure = float | list[float] | Rows  # a list is a histogram
+Measures = dict[str, Measure]  # by full name
+
+
+def without_people(measures: Mapping[str, Measure]) -> dict[str, float | list[float]]:
+    """The plain numbers and histograms: what may be logged."""
+    return {
+        name: float(value) if isinstance(value, Estimate) else value
+        for name, value in measures.items()
+        if not isinstance(value, Rows)
+    }
+
+
+def intervals(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float]]:
+    """(low, high) of each measure that has a finite one."""
+    return {
+        name: (value.low, value.high)
+        for name, value in measures.items()
+        if isinstance(value, Estimate) and math.isfinite(value.low + value.high)
+    }
+
+
+def people(before: Measures, after: Measures) -> list[dict[str, Any]]:
+    """A row for each person and measure: whose it is, and the values of both moments."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for moment, measures in (("before", before), ("after", after)):
+        for name, rows in measures.items():
+            if not isinstance(rows, Rows):
+                continue
+            for values in map(dict, rows):
+                keys = [key for key in ("identity", "group") if key in values]
+                whose: dict[str, Any] = {"measure": name} | {key: values.pop(key) for key in keys}
+                found.setdefault(tuple(whose.values()), whose)[moment] = values
+    return list(found.values())
+
+
+def packed(measures: Measures) -> dict[str, Any]:
+    """As JSON can hold it without losing what kind of measure each is."""
+    return {name: _packed(value) for name, value in measures.items()}
+
+
+def _packed(value: Measure) -> Any:
+    if isinstance(value, Rows):
+        return {"rows": list(value)}
+    if isinstance(value, Estimate):
+        return {"value": float(value), "low": value.low, "high": value.high}
+    return value
+
+
+def unpacked(stored: Mapping[str, Any]) -> Measures:
+    """What was packed; plain numbers and histograms stay what they are."""
+    return {name: _unpacked(value) for name, value in stored.items()}
+
+
+def _unpacked(value: Any) -> Measure:
+    if not isinstance(value, dict):
+        return value
+    return Rows(value["rows"]) if "rows" in value else Estimate(**value)

@@ -1,0 +1,71 @@
+"""`results.json`, the numbers of a finished run, with their intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.statistics import Estimate
+
+Measures = Mapping[str, Any]  # by full name: a float, or a list where it is a histogram
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rates are between 0 and 1; `intervals` are by moment, then measure: (low, high).
+
+    What has a default, older runs have not written.
+    """
+
+    before: Measures
+    after: Measures
+    seconds: Mapping[str, float]
+    steps: int
+    identities: int
+    skipped: Mapping[str, int]
+    bad_shards: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    margin: float = 0.01  # of a task, up to which less counts as not worse
+    code: Mapping[str, str | None] = field(default_factory=dict)
+
+    @staticmethod
+    def of(raw: Mapping[str, Any]) -> Results:
+        """What it does not know it leaves: later versions may write more."""
+        known = Results.__dataclass_fields__
+        return Results(**{name: value for name, value in raw.items() if name in known})
+
+    def pair(self, measure: str) -> tuple[float | None, float | None]:
+        """Before and after; an `Estimate` where the interval is known."""
+        return self._value("before", measure), self._value("after", measure)
+
+    def count(self, measure: str) -> float | None:
+        return self.after.get(measure, self.before.get(measure))
+
+    @property
+    def names(self) -> dict[str, None]:
+        """Of all measures, before or after, in their order."""
+        return dict.fromkeys([*self.before, *self.after])
+
+    def _value(self, moment: str, measure: str) -> float | None:
+        value = (self.before if moment == "before" else self.after).get(measure)
+        if value is None or isinstance(value, list):
+            return None
+        interval = self.intervals.get(moment, {}).get(measure)
+        if interval is None or None in interval or not all(map(math.isfinite, interval)):
+            return value
+        return Estimate(value, *interval)
+
+
+def read_results(run: Path) -> Results:
+    """Raises FileNotFoundError and ValueError where the folder is not of a finished run."""
+    path = run / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; name the folder of a finished run")
+    try:
+        return Results.of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no run's results ({error}); run it again") from None

@@ -1,0 +1,105 @@
+"""How sure a measure is: rates and areas with their 95 % confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+CONFIDENCE = 0.95
+Z = 1.959963984540054  # the normal's quantile at (1 + CONFIDENCE) / 2
+
+
+class Estimate(float):
+    """A measure that knows its interval; a plain number to whoever does not ask."""
+
+    low: float
+    high: float
+
+    def __new__(cls, value: float, low: float, high: float) -> Estimate:
+        estimate = super().__new__(cls, value)
+        estimate.low, estimate.high = float(low), float(high)
+        return estimate
+
+    def __reduce__(self):
+        return Estimate, (float(self), self.low, self.high)
+
+
+def rate(hits: int, total: int) -> Estimate:
+    """A share of independent cases with Wilson's score interval. Raises ValueError of none."""
+    if not 0 <= hits <= total or not total:
+        raise ValueError(f"a rate needs 0 <= hits <= total > 0, found {hits} of {total}")
+    return _wilson(hits / total, total)
+
+
+def rate_by_person(hits: Sequence[int], totals: Sequence[int]) -> Estimate:
+    """A share of cases of which each person has several, such as pictures named right.
+
+    A person's cases are alike: the interval is Wilson's as if each person were one case, which is
+    as wide as it could be.
+    """
+    if not 0 <= sum(hits) <= sum(totals) or not sum(totals):
+        raise ValueError(f"a rate needs 0 <= hits <= total > 0, found {sum(hits)} of {sum(totals)}")
+    return _wilson(sum(hits) / sum(totals), sum(total > 0 for total in totals))
+
+
+def _wilson(share: float, total: int) -> Estimate:
+    z2 = Z * Z
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    # Rounding may put an end on the wrong side of a share of 0 or 1.
+    return Estimate(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean of independent cases, such as people, with the normal approximation's interval."""
+    found = np.asarray(values, dtype=np.float64)
+    if not len(found):
+        raise ValueError("a mean needs a value")
+    error = found.std(ddof=1) / math.sqrt(len(found)) if len(found) > 1 else math.inf
+    middle = float(found.mean())
+    return Estimate(middle, middle - Z * error, middle + Z * error)
+
+
+def quantile(values: Sequence[float], share: float) -> Estimate:
+    """The value that this share of independent cases does not exceed, and its interval.
+
+    The interval's ends are values too: those between which the quantile lies whatever the
+    distribution (Conover, Practical Nonparametric Statistics, section 3.2), infinite where there
+    are too few values to tell.
+    """
+    found = np.sort(np.asarray(values, dtype=np.float64))
+    if not len(found) or not 0 < share < 1:
+        raise ValueError(f"a quantile needs a value and 0 < share < 1, found {len(found)}, {share}")
+    # How many of n values lie below the quantile is binomial.
+    middle, half = len(found) * share, Z * math.sqrt(len(found) * share * (1 - share))
+    ends = np.array([-math.inf, *found, math.inf])
+    low = ends[max(0, math.floor(middle - half))]
+    high = ends[min(len(ends) - 1, math.ceil(middle + half) + 1)]
+    return Estimate(float(np.quantile(found, share)), low, high)
+
+
+def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
+    """How often a positive scores above a negative, ties half; interval of Hanley and McNeil.
+
+    (Radiology 143, 1982; the logit of it, so that it stays within 0 and 1.)
+    """
+    from sklearn.metrics import roc_auc_score  # a second to import; most runs measure none
+
+    num_positive, num_negative = len(positives), len(negatives)
+    truth = np.repeat([1, 0], [num_positive, num_negative])
+    area = float(roc_auc_score(truth, np.concatenate([positives, negatives])))
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (
+        area * (1 - area)
+        + (num_positive - 1) * (q1 - area**2)
+        + (num_negative - 1) * (q2 - area**2)
+    ) / (num_positive * num_negative)
+    if not 0 < area < 1:  # the logit has none there: the rule of three instead
+        margin = 3 / min(num_positive, num_negative)
+        return Estimate(area, max(0.0, area - margin), min(1.0, area + margin))
+    logit = math.log(area / (1 - area))
+    half = Z * math.sqrt(variance) / (area * (1 - area))
+    low, high = (1 / (1 + math.exp(-(logit + sign * half))) for sign in (-1, 1))
+    return Estimate(area, low, high)
