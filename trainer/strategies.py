@@ -206,7 +206,8 @@ class ZeroSpread(Spread):
         # ZeRO has one count for all, and makes room for the moments with its first step.
         for part in self._parts():
             state = {key: torch.zeros_like(part) for key in MOMENTS}
-            self._adamw.state[part] = {STEP: max(steps).float().to(part.device)} | state
+            step = torch.tensor(float(max(steps)), device=part.device)  # each part counts its own
+            self._adamw.state[part] = {STEP: step} | state
         self._link_states()
         for name, parameter in self.trained.items():
             # In bf16 the student was rounded on its way in: the float32 weights are set here.

@@ -94,7 +94,9 @@ def test_four_parts_of_a_step_give_the_step(world):
     assert_same(world, "accumulated")
 
 
-@pytest.mark.parametrize(("first", "then"), [("zero3", "one"), ("zero2", "fsdp2")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("zero3", "one"), ("zero2", "fsdp2"), ("fsdp2", "zero3"), ("ddp", "zero1")]
+)
 def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then):
     """And on another number of processes; it leaves by its own limit of time."""
     name = f"{first}-then-{then}"
