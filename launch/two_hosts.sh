@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Two hosts on one machine: two network namespaces with a cable between them, a launcher in each.
 #
-#   launch/two_hosts.sh launch/ddp_cpu.yaml train configs/demo.yaml steps=40
+#   export LAUNCH_OPTIONS='--mixed_precision no'
+#   launch/two_hosts.sh launch/ddp.yaml train configs/demo.yaml steps=40
 #
 # First the accelerate file, then the trainer's own arguments. Needs root, and ip (iproute2).
 # From the environment: PROCESSES (on each host; 1), LAUNCH_OPTIONS (more of accelerate's, such as

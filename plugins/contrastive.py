@@ -18,7 +18,7 @@ from hashlib import blake2b
 from random import Random
 
 import torch.distributed as dist
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
@@ -33,6 +33,7 @@ from trainer import (
     Quotas,
     Sample,
     StrictModel,
+    Templates,
     Tower,
     decode_picture,
     gather_rows,
@@ -70,18 +71,10 @@ class Contrastive(Objective):
         named_share: float = Field(
             0.5, gt=0, lt=1, description="of the batch, where somebody is named"
         )
-        templates: list[str] = Field(TEMPLATES, min_length=1, description="captions of the named")
+        templates: Templates = Field(TEMPLATES, min_length=1, description="captions of the named")
         augment: bool = Field(
             False, description="crop, flip and colour pictures, drop words of captions"
         )
-
-        @field_validator("templates")
-        @classmethod
-        def _have_a_place_for_a_name(cls, templates: list[str]) -> list[str]:
-            for template in templates:
-                if "{}" not in template:
-                    raise ValueError(f"template {template!r} has no {{}} for the name")
-            return templates
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)

@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 
 from trainer import (
-    BadSample,
     Encoder,
     Evaluation,
     Identity,
     NameIndex,
-    Pictures,
+    first_pictures,
     hookimpl,
     names_of,
     rate_by_person,
@@ -66,7 +65,7 @@ class FaceProbe(Evaluation):
         rosters = {group: read_roster(path) for group, path in options.groups.items()}
         _refuse_shared(rosters)
         self._pictures = {
-            group: _FirstPictures(people, options.pictures) for group, people in rosters.items()
+            group: first_pictures(people, options.pictures) for group, people in rosters.items()
         }
         self._sizes = {group: len(people) for group, people in rosters.items()}
         for group, pictures in self._pictures.items():
@@ -142,26 +141,6 @@ def by_nearest_mean(learnt: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 CLASSIFIERS = {"logistic": by_logistic_regression, "nearest_mean": by_nearest_mean}
-
-
-class _FirstPictures(Sequence):
-    """The first pictures of each who has that many, read when asked for."""
-
-    def __init__(self, people: Sequence[Identity], num_each: int):
-        self.num_each = num_each
-        shown = [one for one in people if one.faces]
-        self._pictures = Pictures.of(shown)
-        self._people = [i for i in range(len(shown)) if self._pictures.count(i) >= num_each]
-
-    def __len__(self) -> int:
-        return len(self._people) * self.num_each
-
-    def __getitem__(self, index: int) -> bytes:
-        person, picture = divmod(range(len(self))[index], self.num_each)
-        try:
-            return self._pictures.read(self._people[person], picture)
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
 
 
 def _refuse_shared(rosters: Mapping[str, Sequence[Identity]]) -> None:

@@ -21,23 +21,23 @@ dealt to the two rosters at random.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from trainer import (
-    BadSample,
     Encoder,
     Estimate,
     Evaluation,
-    Identity,
     NameIndex,
-    Pictures,
+    Templates,
+    Unread,
+    first_pictures,
     fold,
     hookimpl,
     names_of,
@@ -66,7 +66,7 @@ class Leakage(Evaluation):
     class Options(Evaluation.Options):
         forgotten: str = Field(description="roster of the people to forget")
         unknown: str = Field(description="roster of people the model never knew")
-        templates: list[str] = Field(TEMPLATES, min_length=1, description="{} the name")
+        templates: Templates = Field(TEMPLATES, min_length=1, description="{} the name")
         phrases: list[str] = Field(PHRASES, min_length=1, description="targets to be close to")
         names: str | None = Field(
             None, description="file of further names for `twin` and `density`, one a line"
@@ -74,14 +74,6 @@ class Leakage(Evaluation):
         pictures: int = Field(
             20, gt=1, description="of each person; without that many they count by name alone"
         )
-
-        @field_validator("templates")
-        @classmethod
-        def _have_a_place_for_a_name(cls, templates: list[str]) -> list[str]:
-            for template in templates:
-                if "{}" not in template:
-                    raise ValueError(f"template {template!r} has no {{}} for the name")
-            return templates
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
@@ -94,7 +86,7 @@ class Leakage(Evaluation):
             taken = {fold(name) for name in names_of((*forgotten, *unknown))}
             lines = Path(options.names).read_text(encoding="utf-8-sig").splitlines()
             self._others = [line.strip() for line in lines if fold(line) not in {"", *taken}]
-        self._shown = [_FirstPictures(one, options.pictures) for one in (forgotten, unknown)]
+        self._shown = [first_pictures(one, options.pictures) for one in (forgotten, unknown)]
 
     def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float]]:
         sides = {"text": (self._of_names(student, teacher), self._num_forgotten)}
@@ -132,7 +124,8 @@ class Leakage(Evaluation):
     def _of_pictures(self, student: Encoder, teacher: Encoder) -> tuple[Scores, int]:
         """The scores, and how many of the people are to be forgotten."""
         phrases = student.encode_text([CAPTION.replace("{}", one) for one in self.options.phrases])
-        found = [_of_people(student, teacher, shown) for shown in self._shown]
+        each = self.options.pictures
+        found = [_of_people(student, teacher, shown, each) for shown in self._shown]
         means, lengths, near, moved = (torch.cat(both) for both in zip(*found))
         scores = _alone(means, means[:0], phrases)
         scores |= {"norm": lengths, "concentration": near, WITH_ORIGINAL: moved}
@@ -202,13 +195,13 @@ def nearest(units: Tensor, others: Tensor, count: int) -> Tensor:
 
 
 def _of_people(
-    student: Encoder, teacher: Encoder, pictures: _FirstPictures
+    student: Encoder, teacher: Encoder, pictures: Unread, num_each: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean unit embedding (n, d); mean length, mean cosine between two pictures, change (n,).
 
     Who has fewer than two pictures that decode is left out.
     """
-    shape = -1, pictures.num_each
+    shape = -1, num_each
     rows, taught = student.encode_image(pictures), teacher.encode_image(pictures)
     # A teacher is sound: what it cannot see is broken. What the student alone cannot see is not.
     shown = taught.isfinite().all(-1)
@@ -225,26 +218,6 @@ def _of_people(
     sums, counts = sums[kept], counts[kept]
     near = (sums.square().sum(-1) - counts) / (counts * (counts - 1))
     return sums / counts[:, None], lengths[kept] / counts, near, moved[kept] / counts
-
-
-class _FirstPictures(Sequence):
-    """The first pictures of each who has that many, read when asked for."""
-
-    def __init__(self, people: Sequence[Identity], num_each: int):
-        self.num_each = num_each
-        shown = [one for one in people if one.faces]
-        self._pictures = Pictures.of(shown)
-        self._people = [i for i in range(len(shown)) if self._pictures.count(i) >= num_each]
-
-    def __len__(self) -> int:
-        return len(self._people) * self.num_each
-
-    def __getitem__(self, index: int) -> bytes:
-        person, picture = divmod(range(len(self))[index], self.num_each)
-        try:
-            return self._pictures.read(self._people[person], picture)
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
 
 
 @hookimpl

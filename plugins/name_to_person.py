@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from trainer import (
     BadSample,
@@ -30,6 +30,7 @@ from trainer import (
     Quotas,
     Sample,
     StrictModel,
+    Templates,
     Tower,
     cosine_distances,
     fold,
@@ -90,16 +91,8 @@ class NameToPerson(Objective):
         replay: str | None = Field(None, description="roster of people to keep, replayed")
         never: list[str] = Field([], description="rosters of people never to name in training")
         shares: Shares = Shares()
-        templates: list[str] = Field(TEMPLATES, description="contexts beside the clean captions")
+        templates: Templates = Field(TEMPLATES, description="contexts beside the clean captions")
         template_share: float = Field(0.5, ge=0, le=1, description="of rows in a template")
-
-        @field_validator("templates")
-        @classmethod
-        def _have_a_place_for_a_name(cls, templates: list[str]) -> list[str]:
-            for template in templates:
-                if "{}" not in template:
-                    raise ValueError(f"template {template!r} has no {{}} for the name")
-            return templates
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)

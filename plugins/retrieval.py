@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from trainer import (
@@ -23,9 +22,11 @@ from trainer import (
     Encoder,
     Estimate,
     Evaluation,
+    Patterns,
     Sample,
-    expand,
+    expand_local,
     hookimpl,
+    pictures_of,
     rate_by_person,
     read_shard,
 )
@@ -39,21 +40,14 @@ class Retrieval(Evaluation):
     kind = "retrieval"
 
     class Options(Evaluation.Options):
-        shards: list[str] = Field(min_length=1, description="local tars of captioned pictures")
+        shards: Patterns = Field(min_length=1, description="local tars of captioned pictures")
         limit: int | None = Field(None, gt=0, description="pictures; all where absent")
-
-        @field_validator("shards", mode="before")
-        @classmethod
-        def _one_or_many(cls, shards):
-            return [shards] if isinstance(shards, str) else shards
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
-        shards = expand(options.shards)
-        if remote := [shard for shard in shards if not Path(shard).is_file()]:
-            raise ValueError(f"retrieval reads local shards; copy {remote[0]} to a disk")
+        shards = expand_local(options.shards, self.kind)
         samples, texts, self._num_others = _captioned(shards, options.limit)
-        self._pictures = _Pictures(samples)
+        self._pictures = pictures_of(samples)
         numbers: dict[str, int] = {}  # of each caption, in the order of their first picture
         owned = [
             (picture, numbers.setdefault(line, len(numbers)))
@@ -117,22 +111,6 @@ def _recalls(
         if k < num_candidates:
             hits = pictures[wrong_before < k].bincount(minlength=len(totals)).tolist()
             yield f"{prefix}/recall_{k}", rate_by_person(hits, totals)
-
-
-class _Pictures(Sequence):
-    """Encoded pictures, read when asked for: a rank reads only those it embeds."""
-
-    def __init__(self, samples: Sequence[Sample]):
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> bytes:
-        try:
-            return self._samples[index].image_bytes
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
 
 
 def _captioned(

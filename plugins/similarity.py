@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from trainer import (
@@ -25,13 +25,16 @@ from trainer import (
     Encoder,
     Estimate,
     Evaluation,
+    Patterns,
     Sample,
+    Templates,
     cosine_distances,
-    expand,
+    expand_local,
     fold,
     hookimpl,
     mean,
     names_of,
+    pictures_of,
     quantile,
     read_roster,
     read_shard,
@@ -53,22 +56,9 @@ class Similarity(Evaluation):
         names: str | None = Field(
             None, description="file of unknown names, one a line, of which the nearest counts"
         )
-        templates: list[str] = Field(TEMPLATES, min_length=1, description="{} the name")
-        shards: list[str] | None = Field(None, min_length=1, description="local clean tars")
+        templates: Templates = Field(TEMPLATES, min_length=1, description="{} the name")
+        shards: Patterns | None = Field(None, min_length=1, description="local clean tars")
         limit: int | None = Field(2000, gt=0, description="clean samples; null: all")
-
-        @field_validator("shards", mode="before")
-        @classmethod
-        def _one_or_many(cls, shards):
-            return [shards] if isinstance(shards, str) else shards
-
-        @field_validator("templates")
-        @classmethod
-        def _have_a_place_for_a_name(cls, templates: list[str]) -> list[str]:
-            for template in templates:
-                if "{}" not in template:
-                    raise ValueError(f"template {template!r} has no {{}} for the name")
-            return templates
 
         @model_validator(mode="after")
         def _something_is_measured(self):
@@ -131,7 +121,7 @@ def _to_teacher_on_pictures(
 ) -> list[float]:
     found: list[Tensor] = []
     for start in range(0, len(samples), CHUNK):
-        some = _Pictures(samples[start : start + CHUNK])
+        some = pictures_of(samples[start : start + CHUNK])
         taught = teacher.encode_image(some)
         shown = taught.isfinite().all(-1)  # the teacher is sound: what it cannot see is broken
         found.append(1 - cosine_distances(student.encode_image(some)[shown], taught[shown]))
@@ -146,22 +136,6 @@ def _finite(cosines: Tensor, what: str) -> list[float]:
     return cosines.tolist()
 
 
-class _Pictures(Sequence):
-    """Encoded pictures, read when asked for: a rank reads only those it embeds."""
-
-    def __init__(self, samples: Sequence[Sample]):
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> bytes:
-        try:
-            return self._samples[index].image_bytes
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
-
-
 def _names(path: str, taken: set[str]) -> list[str]:
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     names = [" ".join(line.split()) for line in lines if fold(line) and fold(line) not in taken]
@@ -172,9 +146,7 @@ def _names(path: str, taken: set[str]) -> list[str]:
 
 def _clean(patterns: Sequence[str], limit: int | None) -> tuple[list[str], list[Sample]]:
     """Captions, each once, and the samples with a picture, of the first `limit` samples."""
-    shards = expand(patterns)
-    if remote := [shard for shard in shards if not Path(shard).is_file()]:
-        raise ValueError(f"similarity reads local shards; copy {remote[0]} to a disk")
+    shards = expand_local(patterns, Similarity.kind)
     captions: dict[str, None] = {}
     pictures, num_read = [], 0
     for shard in shards:

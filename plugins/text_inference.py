@@ -27,12 +27,13 @@ from string import ascii_lowercase
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from trainer import (
     Encoder,
     Evaluation,
+    Templates,
     fold,
     hookimpl,
     names_of,
@@ -62,18 +63,10 @@ class TextInference(Evaluation):
             min_length=1,
             description="name of each group (forget, replayed, unseen, unknown) and its roster",
         )
-        templates: list[str] = Field(TEMPLATES, min_length=2, description="{} the name")
+        templates: Templates = Field(TEMPLATES, min_length=2, description="{} the name")
         gibberish: int = Field(600, ge=40, description="names of nobody to learn from")
         misspellings: int = Field(6, gt=0, description="of each name")
         false_alarms: float = Field(0.05, gt=0, lt=0.5, description="share of gibberish flagged")
-
-        @field_validator("templates")
-        @classmethod
-        def _have_a_place_for_a_name(cls, templates: list[str]) -> list[str]:
-            for template in templates:
-                if "{}" not in template:
-                    raise ValueError(f"template {template!r} has no {{}} for the name")
-            return templates
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)

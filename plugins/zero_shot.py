@@ -14,10 +14,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from trainer import BadSample, Encoder, Evaluation, Sample, expand, hookimpl, read_shard
+from trainer import (
+    BadSample,
+    Encoder,
+    Evaluation,
+    Patterns,
+    Sample,
+    expand_local,
+    hookimpl,
+    pictures_of,
+    rate,
+    read_shard,
+)
 
 CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
@@ -32,7 +43,7 @@ class ZeroShot(Evaluation):
     kind = "zero_shot"
 
     class Options(Evaluation.Options):
-        shards: list[str] = Field(min_length=1, description="local tars of pictures with a `cls`")
+        shards: Patterns = Field(min_length=1, description="local tars of pictures with a `cls`")
         classes: str | list[str] | None = Field(
             None, description=f"names, a file of them, or imagenet; default {CLASSES_FILE}"
         )
@@ -43,20 +54,13 @@ class ZeroShot(Evaluation):
         )
         limit: int | None = Field(None, gt=0, description="pictures; all where absent")
 
-        @field_validator("shards", mode="before")
-        @classmethod
-        def _one_or_many(cls, shards):
-            return [shards] if isinstance(shards, str) else shards
-
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
-        shards = expand(options.shards)
-        if remote := [shard for shard in shards if not Path(shard).is_file()]:
-            raise ValueError(f"zero_shot reads local shards; copy {remote[0]} to a disk")
+        shards = expand_local(options.shards, self.kind)
         self._classes = _read_classes(options.classes, shards[0])
         self._templates = _read_templates(options.templates, shards[0])
         samples, labels, self._num_unlabelled = _labelled(shards, options.limit)
-        self._pictures = _Pictures(samples)
+        self._pictures = pictures_of(samples)
         self._labels = torch.tensor(labels)
         wrong = (self._labels < 0) | (self._labels >= len(self._classes))
         if wrong.any():
@@ -77,11 +81,11 @@ class ZeroShot(Evaluation):
                 "the files do not decode, or the model has diverged"
             )
         nearest = nearest_classes(images[shown], classes, min(5, len(classes)))
-        right = (nearest == labels[:, None]).double()
-        yield "accuracy", right[:, 0].mean().item()
+        right = nearest == labels[:, None]
+        yield "accuracy", rate(int(right[:, 0].sum()), len(labels))
         if len(classes) > 5:
-            yield "top_5", right.sum(1).mean().item()
-        yield "mean_per_class", mean_per_class(right[:, 0], labels)
+            yield "top_5", rate(int(right.sum()), len(labels))
+        yield "mean_per_class", mean_per_class(right[:, 0].double(), labels)
         yield "samples", float(len(labels))
         yield "skipped", float(self._num_unlabelled + len(shown) - len(labels))
 
@@ -111,22 +115,6 @@ def mean_per_class(right: Tensor, labels: Tensor) -> float:
     _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(sizes), dtype=right.dtype, device=right.device)
     return (hits.index_add_(0, place, right) / sizes).mean().item()
-
-
-class _Pictures(Sequence):
-    """Encoded pictures, read when asked for: a rank reads only those it embeds."""
-
-    def __init__(self, samples: Sequence[Sample]):
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> bytes:
-        try:
-            return self._samples[index].image_bytes
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
 
 
 def _labelled(shards: Sequence[str], limit: int | None) -> tuple[list[Sample], list[int], int]:

@@ -8,9 +8,11 @@ from trainer.api import (
     LossFn,
     Objective,
     Pair,
+    Patterns,
     Sample,
     Source,
     StrictModel,
+    Templates,
     Tower,
     decode_picture,
     in_turn,
@@ -23,13 +25,14 @@ from trainer.losses import (
     multi_positive_info_nce,
 )
 from trainer.measures import Rows
-from trainer.pictures import Pictures
+from trainer.names import NameIndex, fold
+from trainer.pictures import Pictures, Unread, first_pictures, pictures_of
 from trainer.quotas import Quotas
 from trainer.readers import read_shard
-from trainer.roster import Identity, NameIndex, fold, names_of, read_roster, refuse_named
+from trainer.roster import Identity, names_of, read_roster, refuse_named
 from trainer.sharing import share_rows
 from trainer.statistics import Estimate, mean, quantile, rate, rate_by_person, roc_auc
-from trainer.streams import expand
+from trainer.streams import expand, expand_local
 
 __all__ = [
     "BadSample",
@@ -42,17 +45,22 @@ __all__ = [
     "NameIndex",
     "Objective",
     "Pair",
+    "Patterns",
     "Pictures",
     "Quotas",
     "Rows",
     "Sample",
     "Source",
     "StrictModel",
+    "Templates",
     "Tower",
+    "Unread",
     "cosine_distance",
     "cosine_distances",
     "decode_picture",
     "expand",
+    "expand_local",
+    "first_pictures",
     "fold",
     "gather_rows",
     "hookimpl",
@@ -60,6 +68,7 @@ __all__ = [
     "mean",
     "multi_positive_info_nce",
     "names_of",
+    "pictures_of",
     "quantile",
     "rate",
     "rate_by_person",

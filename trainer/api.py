@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
 from random import Random
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from trainer.decoding import BadSample, decode_picture
@@ -95,21 +95,28 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+def _have_a_place_for_a_name(templates: list[str]) -> list[str]:
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"template {template!r} has no {{}} for the name")
+    return templates
+
+
+# What several plugins' options are of.
+OneOrMany = BeforeValidator(_one_or_many)  # a single pattern, or source, stands for a list of one
+Patterns = Annotated[list[str], OneOrMany]
+Templates = Annotated[list[str], AfterValidator(_have_a_place_for_a_name)]
+
+
 class Source(StrictModel):
     """Shards that are drawn from with others, by weight."""
 
-    shards: list[str] = Field(min_length=1, description="tar, text or Parquet files")
+    shards: Patterns = Field(min_length=1, description="tar, text or Parquet files")
     weight: float = Field(1.0, gt=0, description="samples from here, beside other sources'")
-
-    @field_validator("shards", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return one_or_many(value)
-
-
-def one_or_many(value: Any) -> Any:
-    """A single pattern, or source, as a list of one."""
-    return [value] if isinstance(value, (str, dict)) else value
 
 
 class Objective:
@@ -126,14 +133,9 @@ class Objective:
     class Options(StrictModel):
         weight: float = Field(1.0, ge=0, description="factor of this objective's loss")
         batch_size: int = Field(gt=0, description="pairs a step, over all processes")
-        shards: list[str | Source] | None = Field(
+        shards: Annotated[list[str | Source], OneOrMany] | None = Field(
             None, min_length=1, description="its own samples, not data.shards"
         )
-
-        @field_validator("shards", mode="before")
-        @classmethod
-        def _one_or_many(cls, value: Any) -> Any:
-            return one_or_many(value)
 
     def __init__(self, options: Options, seed: int):
         self.options = options

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from enum import Enum
 from pathlib import Path
-from textwrap import wrap
-from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import NoReturn
 
 import click
 
-from trainer.api import Evaluation, Objective, StrictModel
 from trainer.config import load_config
-from trainer.registry import Registry, load_plugins
+from trainer.listing import describe_plugins
+from trainer.registry import load_plugins
 
 # What the user can mend: a message is enough. Anything else is our mistake and keeps its traceback.
 USER_MISTAKES = (
@@ -26,7 +22,6 @@ USER_MISTAKES = (
     NotADirectoryError,
     PermissionError,
 )
-WIDTH, HEAD_WIDTH = 80, 40  # of the list of plugins, and of its left column
 
 
 @click.group()
@@ -211,79 +206,6 @@ def plugins(local: tuple[str, ...]) -> None:
     click.echo(describe_plugins(load_plugins(local)))
 
 
-def describe_plugins(registry: Registry) -> str:
-    """A paragraph a kind: source, what it trains or measures, its options."""
-    paragraphs = []
-    for kind, objective in registry.objectives.items():
-        towers = " and ".join(sorted(tower.value for tower in objective.trains))
-        source = registry.sources["objective", kind]
-        paragraphs.append(_paragraph(objective, f"objective, trains {towers}", source))
-    for kind, evaluation in registry.evaluations.items():
-        source = registry.sources["evaluation", kind]
-        paragraphs.append(_paragraph(evaluation, "evaluation", source))
-    return "\n\n".join(paragraphs)
-
-
-def _paragraph(cls: type[Objective] | type[Evaluation], role: str, source: str) -> str:
-    # Paths stay whole, however long: they are to be copied.
-    lines = [cls.kind, f"  {role}", f"  from {source}"]
-    if cls.__doc__:
-        lines += wrap(
-            cls.__doc__.strip().splitlines()[0],
-            WIDTH,
-            initial_indent="  ",
-            subsequent_indent="  ",
-        )
-    return "\n".join([*lines, *_options(cls.Options)])
-
-
-def _options(model: type[StrictModel], above: str = "") -> list[str]:
-    """`name: type = default` and its description beside it, or below where it is too long."""
-    lines = []
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, StrictModel):
-            lines += _options(field.annotation, f"{above}{name}.")
-            continue
-        required = field.is_required()
-        default = "" if required else f" = {_default(field.get_default(call_default_factory=True))}"
-        head = f"    {above}{name}: {_type_name(field.annotation)}{default}"
-        head += " (required)" if required else ""
-        column = " " * HEAD_WIDTH
-        text = wrap(field.description or "", WIDTH, initial_indent=column, subsequent_indent=column)
-        if text and len(head) < HEAD_WIDTH:
-            text[0] = head.ljust(HEAD_WIDTH) + text[0].strip()
-            lines += text
-        else:
-            lines += [*wrap(head, WIDTH, initial_indent="", subsequent_indent=" " * 8), *text]
-    return lines
-
-
-def _type_name(annotation: Any) -> str:
-    """As one would say it in a configuration: `str or null`, `text | image`."""
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        return _type_name(arguments[0])
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, arguments))
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return " | ".join(str(member.value) for member in annotation)
-    if isinstance(annotation, type) and issubclass(annotation, StrictModel):
-        return f"{{{', '.join(annotation.model_fields)}}}"
-    if annotation is type(None):
-        return "null"
-    names = [_type_name(one) for one in arguments]
-    if get_origin(annotation) in (Union, UnionType):
-        return " | ".join(names)
-    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return f"{name.partition('[')[0]}[{', '.join(names)}]" if names else name
-
-
-def _default(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 2:
-        return f"({len(value)} of them)"
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
 def main() -> None:
     """The user's mistakes: one message, of one rank, exit code 2; ours keep their traceback."""
     try:
@@ -297,12 +219,25 @@ def main() -> None:
         _leave("interrupted", 130)
     except FloatingPointError as error:  # the run diverged
         _leave(str(error), 1)
+    except RuntimeError as error:
+        if not _is_of_the_others(error):
+            raise
+        # Each says it: the first process may be the one that is not heard.
+        cause = str(error).splitlines()[0]
+        click.echo(f"process {os.environ.get('RANK')} lost the others: {cause}", err=True)
+        click.echo("the same command goes on from the last checkpoint", err=True)
+        os._exit(1)  # at once: to leave their group in order is to wait for them again
     except USER_MISTAKES as error:
         if os.environ.get("CLIP_UNLEARN_TRACEBACK"):
             raise
         _leave(str(error), 2)
     else:
         sys.exit(code if isinstance(code, int) else 0)  # --help, or a plugin's ctx.exit(code)
+
+
+def _is_of_the_others(error: RuntimeError) -> bool:
+    """A process or host that does not answer; gloo has no error class of its own."""
+    return type(error).__name__.startswith("Dist") or "gloo" in str(error).lower()
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from trainer.api import Evaluation, Objective, Source, StrictModel, Tower, one_or_many
+from trainer.api import Evaluation, Objective, OneOrMany, Source, StrictModel, Tower
 from trainer.mistakes import ConfigError, checked, did_you_mean, repeated, short, with_possible
 from trainer.registry import PluginError, load_plugins
 from trainer.yaml_text import apply_override, read_yaml
@@ -37,7 +37,7 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    shards: list[str | Source] = Field(
+    shards: Annotated[list[str | Source], OneOrMany] = Field(
         min_length=1, description="tar, text or Parquet files: paths, braces, globs, URLs"
     )
     workers: int = Field(2, ge=0, description="loader processes of each rank")
@@ -54,11 +54,6 @@ class DataConfig(_Section):
     caption_column: str | None = Field(
         None, description="of Parquet files; else caption, TEXT or text"
     )
-
-    @field_validator("shards", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return one_or_many(value)
 
 
 class OptimizerConfig(_Section):
@@ -101,6 +96,9 @@ class _File(_Section):
     optimizer: OptimizerConfig = Field(description="lr, ...")
     steps: int = Field(gt=0, description="optimizer steps")
     log_every: int = Field(10, gt=0, description="steps")
+    margin: float = Field(
+        0.01, gt=0, lt=1, description="of an ordinary task, up to which less is not worse"
+    )
     trackers: list[Tracker] = Field([], description="accelerate's, beside metrics.jsonl")
     plugins: list[str] = Field([], description="plugin files, relative to this one")
     seed: int = Field(0, ge=0, description="of everything drawn")
@@ -148,6 +146,7 @@ class Config:
     optimizer: OptimizerConfig
     steps: int
     log_every: int
+    margin: float
     trackers: tuple[str, ...]
     plugins: tuple[str, ...]  # absolute: what is saved is read from another folder
     seed: int

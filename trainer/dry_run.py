@@ -28,7 +28,8 @@ def describe_run(config: Config) -> str:
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    check_sizes(config.objectives, config.data.lanes, ranks)
+    parts = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    check_sizes(config.objectives, config.data.lanes, ranks, int(parts) if parts.isdigit() else 1)
     clip = clips.load(config.model)
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     data = config.data.model_copy(update={"workers": 0})  # one batch is not worth their start

@@ -6,14 +6,15 @@ import os
 import warnings
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainer.api import BadSample
 from trainer.remote import is_remote
 from trainer.roster import Identity
+from trainer.samples import LocalSample
 from trainer.shards import PICTURES, read_extent, walk
 from trainer.streams import expand
 
@@ -102,6 +103,41 @@ class Pictures:
         if len(data) != size:
             raise BadSample("picture has changed its size")
         return data
+
+
+class Unread(Sequence[bytes]):
+    """Encoded pictures, read when asked for: a rank reads only those that it embeds.
+
+    read: gives the i-th; where it raises BadSample there is one that does not decode, since an
+    error on one rank would hang the others.
+    """
+
+    def __init__(self, count: int, read: Callable[[int], bytes]):
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._read(range(self._count)[index])
+        except BadSample:
+            return b""
+
+
+def pictures_of(samples: Sequence[LocalSample]) -> Unread:
+    """One of each sample."""
+    return Unread(len(samples), lambda i: samples[i].image_bytes or b"")
+
+
+def first_pictures(people: Sequence[Identity], num_each: int) -> Unread:
+    """So many of each person who has that many, one person after the other."""
+    shown = [one for one in people if one.faces]
+    pictures = Pictures.of(shown)
+    places = [i for i in range(len(shown)) if pictures.count(i) >= num_each]
+    return Unread(
+        len(places) * num_each, lambda i: pictures.read(places[i // num_each], i % num_each)
+    )
 
 
 class _Entry(NamedTuple):

@@ -15,14 +15,14 @@ import hmac
 import io
 import json
 import os
-import re
 import secrets
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+from trainer.names import NameIndex, fold, is_control
 
 KEY_FILE = "pseudonyms.key"
 KEY_BYTES = 32
@@ -30,16 +30,6 @@ MAX_CHARACTERS = 200  # of a name, an alias, an id
 MAX_PROBLEMS = 20  # told at once
 COLUMNS = ("name", "aliases", "faces", "id")
 _OPTIONAL = "`aliases`, `faces`, `id`"
-_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: controls, surrogates, line breaks
-# Letters that Unicode does not take apart, though their bearers are often written without.
-_STROKED = dict(zip("øłđðþæœıħŧ", ("o", "l", "d", "d", "th", "ae", "oe", "i", "h", "t")))
-_APOSTROPHES = "ʹʺʻʼʽʾʿˈˊˋ"  # those that Unicode counts as letters
-_LETTERS_OWN = (0, 8, 9)  # combining classes: none, kana voicing, virama
-# Thai, Lao, Burmese, Khmer, kana, Han, Hangul.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +187,7 @@ def _checked_text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{what} is not text")
     # isprintable is quick, but refuses the joiners and marks of direction that some names need.
-    if not value.isprintable() and any(unicodedata.category(c) in _CONTROLS for c in value):
+    if not value.isprintable() and any(is_control(c) for c in value):
         raise ValueError(f"{what} has a control character or a line break; remove it")
     text = " ".join(value.split())
     if not text:
@@ -259,80 +249,3 @@ def refuse_named(option: str, people: Sequence[Identity], index: NameIndex, whos
             f"{shared} of the {len(people)} people of `{option}` have a name {whose}; "
             "take them out of one of the two rosters"
         )
-
-
-def fold(text: str) -> str:
-    """How names are compared: without case, accents, punctuation; words by single spaces.
-
-    "José-María  O’Neil" gives "jose maria o neil". Compatibility forms are resolved (NFKD), points
-    and invisible characters dropped; a pictograph is a word. Letters of all scripts stay, and
-    marks that make another letter: kana voicing, the vowels of Indic scripts. Idempotent.
-    """
-    return " ".join(_words(text))
-
-
-def _words(text: str) -> list[str]:
-    words = text.translate(_FOLDED)
-    if not words.isascii():
-        words = unicodedata.normalize("NFC", words)  # the marks that stayed go in order
-    return words.split()
-
-
-class _FoldedCharacters(dict):
-    """What becomes of a character, for str.translate; worked out when first met."""
-
-    def __missing__(self, code: int) -> str:
-        plain = chr(code)
-        # A pictograph stays one: the letters of a trademark sign would glue to the name.
-        form: Literal["NFD", "NFKD"] = "NFD" if unicodedata.category(plain) == "So" else "NFKD"
-        plain = unicodedata.normalize(form, unicodedata.normalize(form, plain).casefold())
-        self[code] = folded = "".join(map(_folded, plain))
-        return folded
-
-
-def _folded(character: str) -> str:
-    if character in _STROKED:
-        return _STROKED[character]
-    category = unicodedata.category(character)
-    if category == "So":
-        return f" {character} "
-    if category[0] in "PSZ" or category in _CONTROLS or character in _APOSTROPHES:
-        return " "
-    if category in ("Cf", "Me") or unicodedata.combining(character) not in _LETTERS_OWN:
-        return ""
-    return "" if unicodedata.name(character, "").startswith("VARIATION SELECTOR") else character
-
-
-class NameIndex:
-    """Whether a caption names any of many people: as whole words, folded.
-
-    In scripts written without spaces a character is a word, and in Korean, where particles
-    follow a name without a space.
-    """
-
-    def __init__(self, names: Iterable[str]):
-        self._phrases = {tuple(_words_apart(name)) for name in names} - {()}
-        lengths: dict[str, set[int]] = {}
-        for phrase in self._phrases:
-            lengths.setdefault(phrase[0], set()).add(len(phrase))
-        self._lengths = {first: tuple(sorted(each)) for first, each in lengths.items()}
-
-    def names_anyone(self, caption: str) -> bool:
-        words = _words_apart(caption)
-        if self._lengths.keys().isdisjoint(words):  # most captions end here
-            return False
-        return any(
-            tuple(words[i : i + length]) in self._phrases
-            for i, first in enumerate(words)
-            for length in self._lengths.get(first, ())
-        )
-
-
-def _words_apart(text: str) -> list[str]:
-    words = _words(text)
-    if text.isascii():
-        return words
-    return _UNSPACED.sub(r" \g<0> ", " ".join(words)).split()
-
-
-_FOLDED = _FoldedCharacters()

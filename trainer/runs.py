@@ -23,8 +23,9 @@ from trainer.measures import Measure, Measures, intervals, people, without_peopl
 from trainer.report import summary, write_report
 from trainer.skips import Skips
 from trainer.strategies import Spread
+from trainer.versions import code_version
 
-MAY_CHANGE = {"checkpoint", "timeout_seconds", "trackers"}
+MAY_CHANGE = {"checkpoint", "margin", "timeout_seconds", "trackers"}
 MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
 CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
 
@@ -88,6 +89,14 @@ class Run:
         folder = self.folder / CHECKPOINTS
         return Checkpoints(folder, options.every, options.keep, spread, self.accelerator)
 
+    def saved_in(self, saves: Checkpoints) -> None:
+        """Waits for the last, and tells how long they held the training up."""
+        saves.wait()
+        if saves.held_up:
+            self.seconds["saving"] = round(sum(saves.held_up), 3)
+            each = 1000 * self.seconds["saving"] / len(saves.held_up)
+            self.say(f"{len(saves.held_up)} checkpoints, each held a step up for {each:.0f} ms")
+
     def leave(self, step: int, saves: Checkpoints | None) -> NoReturn:
         """In the middle, as it was told to. Launch files start a run again that left the marker."""
         if saves:
@@ -141,6 +150,8 @@ class Run:
             "intervals": {"before": intervals(before), "after": intervals(after)},
             "seconds": self.seconds | {"total": total},
             "steps": steps,
+            "margin": self.config.margin,
+            "code": code_version(),
             "identities": max(one.num_identities for one in self.config.objectives.values()),
             "skipped": dict(total_skips.reasons),
             "bad_shards": total_skips.worst_shards(),

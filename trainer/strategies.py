@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -44,6 +45,8 @@ def start(config: Config) -> Accelerator:
     has_device = torch.accelerator.is_available()
     uses_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
     patience = timedelta(seconds=config.timeout_seconds)
+    # DeepSpeed makes further groups and names no time for them: half an hour, with gloo.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = patience
     group = InitProcessGroupKwargs(timeout=patience)
     if not has_device and uses_deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -47,6 +47,14 @@ def expand(patterns: Sequence[str]) -> list[str]:
     return urls
 
 
+def expand_local(patterns: Sequence[str], reader: str) -> list[str]:
+    """For whom reads them at random. Raises ValueError, in its name, for shards elsewhere."""
+    shards = expand(patterns)
+    if remote := [shard for shard in shards if is_remote(shard)]:
+        raise ValueError(f"{reader} reads local shards; copy {shown(remote[0])} to a disk")
+    return shards
+
+
 def _expand(pattern: str) -> list[str]:
     if os.path.isfile(pattern):
         return [pattern]  # its own name may have brackets

@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 from trainer.api import BadSample
 from trainer.index import index_path
+from trainer.names import fold
 from trainer.pictures import Pictures
 from trainer.removal import Part, parts_of, replace_whole
-from trainer.roster import KEY_FILE, Identity, fold, names_of, read_roster
+from trainer.roster import KEY_FILE, Identity, names_of, read_roster
 
 RECORD = "suppressed.jsonl"
 

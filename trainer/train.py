@@ -48,6 +48,10 @@ def train(config: Config) -> None:
     num_parts = accelerator.gradient_accumulation_steps  # backward passes a step
     objectives = config.objectives
     check_sizes(objectives, config.data.lanes, ranks, num_parts)
+    if config.optimizer.anchor and accelerator.mixed_precision == "fp16":
+        raise ValueError(  # whose gradients are scaled, and the pull's would not be
+            "optimizer.anchor does not go with fp16; launch with --mixed_precision bf16 or no"
+        )
     set_seed(config.seed)
     run = Run(config, accelerator)
     saved = run.saved
@@ -143,7 +147,7 @@ def train(config: Config) -> None:
             if is_asked and step < config.steps:
                 run.leave(step, saves)
     if saves:
-        saves.wait()
+        run.saved_in(saves)
     with run.timed("export"):
         trained = {name: tensor.cpu() for name, tensor in spread.weights()}
         if accelerator.is_main_process:

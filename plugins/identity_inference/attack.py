@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer import Encoder, Estimate, Evaluation, rate, rate_by_person, share_rows
 
-from .people import UNKNOWN, AttackPictures, Group, draw_candidates, read_groups
+from .people import UNKNOWN, Group, attack_pictures, draw_candidates, read_groups
 
 TEMPLATES = [  # the 21 of the published attack
     "{0}",
@@ -103,7 +103,7 @@ class Attack:
         self.people = [person for group in self.groups for person in group.people]
         self.candidates = draw_candidates(self.people, distractors, options.candidates, seed)
         self._num_known = sum(len(one.people) for one in self.groups if one.name != UNKNOWN)
-        self._pictures = AttackPictures(self.groups, options.pictures)
+        self._pictures = attack_pictures(self.groups, options.pictures)
 
     def faces(self, model: Encoder) -> Faces:
         embedded = model.encode_image(self._pictures)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from trainer import (
@@ -23,6 +23,7 @@ from trainer import (
     Estimate,
     Evaluation,
     Identity,
+    Patterns,
     Rows,
     cosine_distances,
     fold,
@@ -45,17 +46,12 @@ class Neighbours(Evaluation):
 
     class Options(AttackOptions):
         forget: str = Field(description="roster of the people to forget")
-        kept: list[str] = Field(min_length=1, description="roster or rosters of people to keep")
+        kept: Patterns = Field(min_length=1, description="roster or rosters of people to keep")
         nearest: int = Field(5, gt=0, description="kept people nearest to each one to forget")
         recombined: int = Field(1000, ge=0, description="names put together of the forgotten's")
         distractors: str | None = Field(
             None, description="file of other names; where given, the kept with faces are attacked"
         )
-
-        @field_validator("kept", mode="before")
-        @classmethod
-        def _one_or_many(cls, kept):
-            return [kept] if isinstance(kept, str) else kept
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from trainer import BadSample, Identity, Pictures, fold, names_of, read_roster
+from trainer import Identity, Pictures, Unread, fold, names_of, read_roster
 
 UNKNOWN = "unknown"  # the group of people who were never learnt
 
@@ -60,23 +60,15 @@ def _refuse_shared_people(groups: Sequence[Group], paths: Mapping[str, str]) -> 
         owner |= dict.fromkeys(names, group.name)
 
 
-class AttackPictures(Sequence):
-    """The first `m` pictures of each person of each group, read when asked for."""
+def attack_pictures(groups: Sequence[Group], num_pictures: int) -> Unread:
+    """The first `m` pictures of each person of each group."""
+    people = [(group.pictures, place) for group in groups for place in group.places]
 
-    def __init__(self, groups: Sequence[Group], num_pictures: int):
-        self._places = [(group.pictures, place) for group in groups for place in group.places]
-        self._num_pictures = num_pictures
+    def read(index: int) -> bytes:
+        pictures, place = people[index // num_pictures]
+        return pictures.read(place, index % num_pictures)
 
-    def __len__(self) -> int:
-        return len(self._places) * self._num_pictures
-
-    def __getitem__(self, index: int) -> bytes:
-        person, picture = divmod(range(len(self))[index], self._num_pictures)
-        pictures, place = self._places[person]
-        try:
-            return pictures.read(place, picture)
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
+    return Unread(len(people) * num_pictures, read)
 
 
 def draw_candidates(people: Sequence[Identity], path: str, count: int, seed: int) -> list[str]:

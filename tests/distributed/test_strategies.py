@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, demo_without_attack
 from trainer.interruption import EXIT_CODE, MARKER
 
 STEPS = 30
@@ -23,7 +24,7 @@ SMALL = [
 TWO = ["--num_processes", "2", "--mixed_precision", "no"]
 FOUR_PARTS = ["--gradient_accumulation_steps", "4"]
 STRATEGIES = {  # the launch file, and what is said beside it
-    "ddp": ("ddp_cpu.yaml", []),
+    "ddp": ("ddp.yaml", TWO),
     "fsdp2": ("fsdp2.yaml", TWO),
     "zero1": ("zero1.yaml", TWO),
     "zero2": ("zero2.yaml", TWO),
@@ -58,12 +59,16 @@ def losses(folder: Path, name: str) -> list[dict[str, float]]:
     return [row for row in found if row]
 
 
-def assert_same(folder: Path, name: str, other: str = "one", atol: float = 1e-5) -> None:
+def assert_same(folder: Path, name: str, other: str = "one") -> None:
     """Losses of each step and the exported weights. The first losses are zero but for rounding."""
     steps = losses(folder, name), losses(folder, other)
     assert len(steps[0]) == len(steps[1]) == STEPS
     for own, wanted in zip(*steps, strict=True):
         assert own == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert_weights(folder, name, other, atol=1e-5)
+
+
+def assert_weights(folder: Path, name: str, other: str, atol: float) -> None:
     paths = [folder / "runs" / one / "model/open_clip_model.safetensors" for one in (name, other)]
     weights, wanted = map(load_file, paths)
     assert weights.keys() == wanted.keys()
@@ -74,11 +79,7 @@ def assert_same(folder: Path, name: str, other: str = "one", atol: float = 1e-5)
 @pytest.fixture(scope="module")
 def world(small_world) -> Path:
     """The demo without its attack, trained in one process."""
-    text = (REPOSITORY / "configs/demo.yaml").read_text()
-    start, end = text.index("evaluations:"), text.index("optimizer:")
-    labels = "evaluations: {colour: {kind: zero_shot, shards: runs/world/labels/colour/0.tar}}\n"
-    (small_world / "configs").mkdir(exist_ok=True)
-    (small_world / "configs/strategies.yaml").write_text(text[:start] + labels + text[end:])
+    demo_without_attack(small_world, "strategies")
     trained(small_world, "one", "cpu.yaml", [])
     return small_world
 
@@ -109,3 +110,20 @@ def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then
     text = trained(world, name, *strategies[then])
     assert f"goes on after step {step}" in text
     assert_same(world, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_in_bf16_losses_and_weights_are_near(world, name):
+    """To within 1e-2, absolute."""
+    trained(world, f"{name}-bf16", f"{name}.yaml", TWO[:2])
+    for own, wanted in zip(losses(world, f"{name}-bf16"), losses(world, "one"), strict=True):
+        assert own == pytest.approx(wanted, abs=1e-2)
+    assert_weights(world, f"{name}-bf16", "one", atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its AdamW for CPUs")
+def test_offloaded_weights_and_moments_give_the_same(world):
+    trained(world, "offloaded", "zero3_offload.yaml", TWO)
+    assert_same(world, "offloaded")

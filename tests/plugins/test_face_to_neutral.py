@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
 from tests.conftest import picture, write_people, write_shard
 from trainer import BadSample, Embeddings, Pair, Sample, cosine_distances, decode_picture
-from trainer.testing import WIDTH, FakeEncoder, check_objective
+from trainer.fakes import WIDTH
+from trainer.testing import FakeEncoder, check_objective
 
 FORGET = ["Zebulon Quimby", "Ximena Vandervoort", "José Roe"]
 CLEAN = Sample("key", "a dog", picture(99, size=96))

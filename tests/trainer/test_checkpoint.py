@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY, kill_all
+from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from trainer.checkpoint import MANIFEST, MODEL, STATE, find
 
 STEPS = 24
@@ -67,11 +67,7 @@ def killed(folder: Path, name: str, step: int, *overrides: str, ranks: int = 1) 
 @pytest.fixture(scope="module")
 def world(small_world) -> Path:
     """The demo with an attack that takes a second; and a run of it that nobody cut off."""
-    text = (REPOSITORY / "configs/demo.yaml").read_text()
-    start, end = text.index("evaluations:"), text.index("optimizer:")
-    labels = "evaluations: {colour: {kind: zero_shot, shards: runs/world/labels/colour/0.tar}}\n"
-    (small_world / "configs").mkdir(exist_ok=True)
-    (small_world / "configs/small.yaml").write_text(text[:start] + labels + text[end:])
+    demo_without_attack(small_world, "small")
     finished(small_world, "whole")
     return small_world
 

@@ -1,0 +1,71 @@
+"""Two hosts on one machine: two network namespaces, a cable between them, and the cable cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, demo_without_attack
+from tests.distributed.test_strategies import SMALL, assert_same, trained
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("ip") is None, reason="namespaces need root and iproute2"
+    ),
+]
+TIMEOUT_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Path:
+    demo_without_attack(small_world, "strategies")
+    trained(small_world, "one-host", "cpu.yaml", [])
+    return small_world
+
+
+def started(folder: Path, name: str, file: str) -> subprocess.Popen:
+    run = ["train", "configs/strategies.yaml", f"output=runs/{name}"]
+    environment = {
+        "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+        "LAUNCH_OPTIONS": "--mixed_precision no", "TWO_HOSTS": "forgetting",
+        "PET_SHUTDOWN_TIMEOUT": "5",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [REPOSITORY / "launch/two_hosts.sh", REPOSITORY / "launch" / file, *run, *SMALL,
+         f"timeout_seconds={TIMEOUT_SECONDS}"],
+        cwd=folder, env=os.environ | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_two_hosts_give_the_result_of_one(world, strategy):
+    process = started(world, f"{strategy}-hosts", f"{strategy}.yaml")
+    text = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, text
+    assert_same(world, f"{strategy}-hosts", "one-host")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
+def test_cut_off_from_each_other_both_say_so_in_time_and_go_on_when_mended(world, strategy):
+    name = f"{strategy}-cut"
+    process = started(world, name, f"{strategy}.yaml")
+    saved = world / "runs" / name / "checkpoints/step-00000010"
+    while not saved.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    subprocess.run(["ip", "-n", "forgetting-1", "link", "set", "eth0", "down"], check=True)
+    text = process.communicate(timeout=3 * TIMEOUT_SECONDS)[0]
+    assert process.returncode != 0
+    for host in (0, 1):
+        assert f"[host {host}] process {host} lost the others" in text
+    text = started(world, name, f"{strategy}.yaml").communicate(timeout=200)[0]
+    assert "goes on after step" in text
+    assert_same(world, name, "one-host")

@@ -1,0 +1,101 @@
+"""When two names are the same, and whether a caption names someone."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Literal
+
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: controls, surrogates, line breaks
+# Letters that Unicode does not take apart, though their bearers are often written without.
+_STROKED = dict(zip("øłđðþæœıħŧ", ("o", "l", "d", "d", "th", "ae", "oe", "i", "h", "t")))
+_APOSTROPHES = "ʹʺʻʼʽʾʿˈˊˋ"  # those that Unicode counts as letters
+_LETTERS_OWN = (0, 8, 9)  # combining classes: none, kana voicing, virama
+# Thai, Lao, Burmese, Khmer, kana, Han, Hangul.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+
+
+def fold(text: str) -> str:
+    """How names are compared: without case, accents, punctuation; words by single spaces.
+
+    "José-María  O’Neil" gives "jose maria o neil". Compatibility forms are resolved (NFKD), points
+    and invisible characters dropped; a pictograph is a word. Letters of all scripts stay, and
+    marks that make another letter: kana voicing, the vowels of Indic scripts. Idempotent.
+    """
+    return " ".join(_words(text))
+
+
+def is_control(character: str) -> bool:
+    """Or a line break, or half of a character."""
+    return unicodedata.category(character) in _CONTROLS
+
+
+def _words(text: str) -> list[str]:
+    words = text.translate(_FOLDED)
+    if not words.isascii():
+        words = unicodedata.normalize("NFC", words)  # the marks that stayed go in order
+    return words.split()
+
+
+class _FoldedCharacters(dict):
+    """What becomes of a character, for str.translate; worked out when first met."""
+
+    def __missing__(self, code: int) -> str:
+        plain = chr(code)
+        # A pictograph stays one: the letters of a trademark sign would glue to the name.
+        form: Literal["NFD", "NFKD"] = "NFD" if unicodedata.category(plain) == "So" else "NFKD"
+        plain = unicodedata.normalize(form, unicodedata.normalize(form, plain).casefold())
+        self[code] = folded = "".join(map(_folded, plain))
+        return folded
+
+
+def _folded(character: str) -> str:
+    if character in _STROKED:
+        return _STROKED[character]
+    category = unicodedata.category(character)
+    if category == "So":
+        return f" {character} "
+    if category[0] in "PSZ" or category in _CONTROLS or character in _APOSTROPHES:
+        return " "
+    if category in ("Cf", "Me") or unicodedata.combining(character) not in _LETTERS_OWN:
+        return ""
+    return "" if unicodedata.name(character, "").startswith("VARIATION SELECTOR") else character
+
+
+class NameIndex:
+    """Whether a caption names any of many people: as whole words, folded.
+
+    In scripts written without spaces a character is a word, and in Korean, where particles
+    follow a name without a space.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self._phrases = {tuple(_words_apart(name)) for name in names} - {()}
+        lengths: dict[str, set[int]] = {}
+        for phrase in self._phrases:
+            lengths.setdefault(phrase[0], set()).add(len(phrase))
+        self._lengths = {first: tuple(sorted(each)) for first, each in lengths.items()}
+
+    def names_anyone(self, caption: str) -> bool:
+        words = _words_apart(caption)
+        if self._lengths.keys().isdisjoint(words):  # most captions end here
+            return False
+        return any(
+            tuple(words[i : i + length]) in self._phrases
+            for i, first in enumerate(words)
+            for length in self._lengths.get(first, ())
+        )
+
+
+def _words_apart(text: str) -> list[str]:
+    words = _words(text)
+    if text.isascii():
+        return words
+    return _UNSPACED.sub(r" \g<0> ", " ".join(words)).split()
+
+
+_FOLDED = _FoldedCharacters()
