@@ -41,6 +41,8 @@ FLOORS = [
     ["checkpoint"],
     ["clip"],
     ["batches", "encoder", "optim", "export"],
+    ["flops"],
+    ["watch"],
     ["report"],
     ["runs"],
     ["evaluate"],

@@ -80,6 +80,19 @@ class CheckpointConfig(_Section):
     )
 
 
+class ProfileConfig(_Section):
+    steps: tuple[int, int] | None = Field(
+        None, description="first and last of which a trace is kept, in trace/; null: none"
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and not 1 <= steps[0] <= steps[1]:
+            raise ValueError("must be the first step and the last, counted from 1: [20, 25]")
+        return steps
+
+
 class ExportConfig(_Section):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of weights")
 
@@ -107,6 +120,7 @@ class _File(_Section):
     )
     output: Path = Field(description="the run's folder")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="every, keep, resume")
+    profile: ProfileConfig = Field(ProfileConfig(), description="steps")
     export: ExportConfig = Field(ExportConfig(), description="of the trained model")
 
     @field_validator("steps")
@@ -153,6 +167,7 @@ class Config:
     timeout_seconds: float
     output: Path
     checkpoint: CheckpointConfig
+    profile: ProfileConfig
     export: ExportConfig
 
     @property

@@ -25,7 +25,7 @@ from trainer.skips import Skips
 from trainer.strategies import Spread
 from trainer.versions import code_version
 
-MAY_CHANGE = {"checkpoint", "margin", "timeout_seconds", "trackers"}
+MAY_CHANGE = {"checkpoint", "margin", "profile", "timeout_seconds", "trackers"}
 MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
 CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
 

@@ -30,12 +30,14 @@ from trainer.config import Config
 from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
 from trainer.export import export
+from trainer.flops import Flops
 from trainer.interruption import Interruption
 from trainer.optim import Pull, learning_rate, make_optimizer
 from trainer.runs import Run
 from trainer.skips import Skips
 from trainer.steps import check_sizes
 from trainer.strategies import prepare, start
+from trainer.watch import Watch, traced
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHARDS = 8  # that a message names
@@ -68,6 +70,7 @@ def train(config: Config) -> None:
         rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
+        watch = Watch(Flops.of(towers), accelerator, precision)
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
         towers = towers.to(device)
         adamw = make_optimizer(towers, config.optimizer)
@@ -101,8 +104,10 @@ def train(config: Config) -> None:
         closing(drawn) as batches,
         Interruption(accelerator, minutes) as interruption,
     ):
-        rest_of = islice(batches, config.steps - first)
-        for step, batch in enumerate(run.progress(rest_of, first, config.steps), first + 1):
+        rest_of = watch.waiting(islice(batches, config.steps - first))
+        shown = run.progress(rest_of, first, config.steps)
+        steps = traced(shown, first + 1, config.profile.steps, run.folder / "trace", rank)
+        for step, batch in enumerate(steps, first + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.steps, config.optimizer)
             tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
@@ -127,8 +132,8 @@ def train(config: Config) -> None:
             if config.optimizer.anchor:
                 pull.add(spread.trained)
                 losses["optimizer/anchor"] = pull.distance
-            if config.optimizer.clip:
-                accelerator.clip_grad_norm_(student.parameters(), config.optimizer.clip)
+            largest = config.optimizer.clip or math.inf
+            watch.gradient(accelerator.clip_grad_norm_(student.parameters(), largest))
             optimizer.step()
             optimizer.zero_grad()
 
@@ -138,12 +143,14 @@ def train(config: Config) -> None:
             if step % config.log_every == 0 or step == config.steps:
                 means = mean_of(window, accelerator)
                 bad_samples = total(skips.bad.total(), accelerator)
-                run.log(step, means | {"bad_samples": bad_samples}, show=True)
+                run.log(step, means | {"bad_samples": bad_samples} | watch.read(), show=True)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
-                run.log(step, measure(evaluations, learner, taught))
+                with watch.aside():
+                    run.log(step, measure(evaluations, learner, taught))
             if saves and step < config.steps and (saves.due(step) or is_asked):
-                saves.save(step, batches.order, batch.positions, before, skips, window)
+                with watch.aside():
+                    saves.save(step, batches.order, batch.positions, before, skips, window)
             if is_asked and step < config.steps:
                 run.leave(step, saves)
     if saves:

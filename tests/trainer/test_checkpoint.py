@@ -84,7 +84,12 @@ def same_result(folder: Path, name: str, other: str = "whole") -> None:
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for own, others in zip(*rows):
-        assert own | {"seconds": 0} == others | {"seconds": 0}
+        assert repeatable(own) == repeatable(others)
+
+
+def repeatable(row: dict) -> dict:
+    """Without what is measured by the clock and of the machine."""
+    return {name: value for name, value in row.items() if "/" in name or name == "bad_samples"}
 
 
 def test_the_same_run_gives_the_same_weights_bit_for_bit(world):

@@ -335,6 +335,14 @@ def test_a_warm_up_that_never_ends_is_refused():
     assert load(RUN, "optimizer.warmup_steps=39").steps == 40
 
 
+def test_steps_to_trace_that_are_none_are_refused():
+    assert mistakes(RUN, "profile.steps=[25, 20]") == [
+        "profile.steps: found [25, 20]; must be the first step and the last, counted from 1: "
+        "[20, 25]"
+    ]
+    assert load(RUN, "profile.steps=[20, 25]").profile.steps == (20, 25)
+
+
 def test_a_tracker_named_twice_is_refused():
     assert mistakes(RUN, "trackers=[wandb, aim, wandb]") == [
         "trackers: found ['wandb', 'aim', 'wandb']; wandb stands there twice"

@@ -217,3 +217,14 @@ def test_batches_that_ranks_cannot_share_are_refused_by_every_launch():
     assert "data.lanes is 7, not a multiple of the 2 processes; set data.lanes=8" in done.stderr
     assert done.stderr.count("data.lanes is 7") == 1
     assert not Path("runs/demo").exists()
+
+
+def test_a_run_tells_of_its_speed_and_keeps_the_trace_asked_for(_in_the_world):
+    folder = run("demo", "steps=4", "log_every=2", "profile.steps=[2,3]")
+    logged = [row for row in rows(folder) if "samples_per_second" in row]
+    assert [row["step"] for row in logged] == [2, 4]
+    for row in logged:
+        assert row["tokens_per_second"] > row["samples_per_second"] > 0
+        assert 0 < row["utilisation"] < 1 and 0 <= row["waiting"] <= 1
+        assert row["peak_memory_gb"] > 0.1 and row["gradient_norm"] > 0
+    assert [path.name for path in (folder / "trace").iterdir()] == ["steps-2-3-rank-0.json.gz"]
