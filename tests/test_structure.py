@@ -37,6 +37,7 @@ FLOORS = [
     ["preprocess", "testing", "text_towers", "weights", "preview"],
     ["zoo"],
     ["certificates", "comparison"],
+    ["spread"],
     ["strategies"],
     ["checkpoint"],
     ["clip"],

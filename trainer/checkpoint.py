@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from trainer.measures import Measures, packed, unpacked
 from trainer.skips import Skips
+from trainer.spread import Spread
 from trainer.steps import Positions, StreamState
-from trainer.strategies import Spread
 
 MODEL, OPTIMIZER, RANDOM, STATE, MANIFEST = (
     "student.safetensors", "optimizer.safetensors", "random.pt", "state.json", "manifest.json",

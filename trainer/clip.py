@@ -15,11 +15,16 @@ import open_clip
 import torch
 from open_clip.factory import parse_model_name
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.api import Tower
 from trainer.config import ModelConfig
 from trainer.preprocess import Prepare, Tokenizer
+from trainer.strategies import blocks_of, spread_out
 from trainer.text_towers import first_output, text_forward_of
 from trainer.weights import first_line, load_weights
 from trainer.zoo import (
@@ -131,12 +136,34 @@ def fastest_attention(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+def recompute_activations(towers: Towers) -> None:
+    """Of each block that repeats keep what enters it; its own forward runs again in the backward.
+
+    In place. Parameters' names get a part more, see strategies.py.
+    """
+    blocks = set(blocks_of(towers))
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        # The second is for the second time, when `Towers.forward` is over.
+        return nullcontext(), fastest_attention(towers.logit_scale.device)
+
+    wrap = partial(checkpoint_wrapper, preserve_rng_state=False, context_fn=contexts)
+    apply_activation_checkpointing(towers, wrap, blocks.__contains__)
+
+
 def frozen(towers: Towers) -> Towers:
     return towers.requires_grad_(False).eval()
 
 
-def replica(towers: Towers, device: torch.device, dtype: torch.dtype) -> Towers:
-    """Frozen, there and in that precision; the loaded model's own weights stay as they are."""
+def replica(
+    towers: Towers, device: torch.device, dtype: torch.dtype, placed: str = "whole"
+) -> Towers:
+    """Frozen, there and in that precision; the loaded model's own weights stay as they are.
+
+    placed: see `MemoryConfig.teacher`.
+    """
+    if placed != "whole":
+        return spread_out(frozen(copy.deepcopy(towers).to(dtype)), device, placed == "offloaded")
     own = next(towers.parameters())
     if own.device.type == device.type and own.dtype == dtype:
         return frozen(towers)  # on a CPU: no second copy

@@ -80,6 +80,15 @@ class CheckpointConfig(_Section):
     )
 
 
+class MemoryConfig(_Section):
+    activation_checkpointing: bool = Field(
+        False, description="keep what enters a block, compute the rest again: a third slower"
+    )
+    teacher: Literal["whole", "sharded", "offloaded"] = Field(
+        "whole", description="on each device; a part on each; or parts in the machine's memory"
+    )
+
+
 class ProfileConfig(_Section):
     steps: tuple[int, int] | None = Field(
         None, description="first and last of which a trace is kept, in trace/; null: none"
@@ -120,6 +129,7 @@ class _File(_Section):
     )
     output: Path = Field(description="the run's folder")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="every, keep, resume")
+    memory: MemoryConfig = Field(MemoryConfig(), description="for models that do not fit")
     profile: ProfileConfig = Field(ProfileConfig(), description="steps")
     export: ExportConfig = Field(ExportConfig(), description="of the trained model")
 
@@ -167,6 +177,7 @@ class Config:
     timeout_seconds: float
     output: Path
     checkpoint: CheckpointConfig
+    memory: MemoryConfig
     profile: ProfileConfig
     export: ExportConfig
 

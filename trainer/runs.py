@@ -22,10 +22,10 @@ from trainer.interruption import EXIT_CODE, MARKER
 from trainer.measures import Measure, Measures, intervals, people, without_people
 from trainer.report import summary, write_report
 from trainer.skips import Skips
-from trainer.strategies import Spread
+from trainer.spread import Spread
 from trainer.versions import code_version
 
-MAY_CHANGE = {"checkpoint", "margin", "profile", "timeout_seconds", "trackers"}
+MAY_CHANGE = {"checkpoint", "margin", "memory", "profile", "timeout_seconds", "trackers"}
 MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
 CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
 

@@ -1,30 +1,34 @@
 """What differs between one process, DDP, FSDP2 and DeepSpeed's ZeRO: here and nowhere else.
 
 The strategy is the launch file's. Whatever it is, the trained weights and AdamW's moments are read
-and written whole, under their names in the model: a checkpoint fits every strategy and any number
-of processes.
+and written whole, under their names in the model (spread.py): a checkpoint fits every strategy and
+any number of processes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from torch import Tensor, nn
-from torch.distributed import distributed_c10d
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import distributed as dist
+from torch import nn
+from torch.distributed import distributed_c10d, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from trainer.config import Config
+from trainer.spread import Spread, ZeroSpread
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
-STEP = "step"
+Model = TypeVar("Model", bound=nn.Module)
+
 SUPPORTED = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
@@ -90,7 +94,7 @@ def prepare(
 
     clip: the largest norm of the gradient, which DeepSpeed sees to by itself.
     """
-    names = [name for name, p in student.named_parameters() if p.requires_grad]
+    names = [_plain_name(name) for name, p in student.named_parameters() if p.requires_grad]
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = clip or 0.0
@@ -100,7 +104,9 @@ def prepare(
         zero |= {name: size for name, size in BUCKETS.items() if zero.get(name) == "auto"}
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
-        plugin.transformer_cls_names_to_wrap = sorted(_block_names(student))
+        plugin.transformer_cls_names_to_wrap = sorted(
+            {type(block).__name__ for block in blocks_of(student)}
+        )
         if policy := plugin.mixed_precision_policy:
             # Gradients are added up over the ranks in float32, as DDP does.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -120,139 +126,27 @@ def _plain_name(name: str) -> str:
     return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
-def _block_names(model: nn.Module) -> set[str]:
-    """Classes of the blocks that a tower repeats: each of these is gathered by itself."""
-    lists = [one for one in model.modules() if isinstance(one, (nn.ModuleList, nn.Sequential))]
-    found = set()
-    for blocks in lists:
-        kinds = {type(block) for block in blocks}
-        if len(blocks) > 1 and len(kinds) == 1 and list(blocks[0].children()):
-            found |= {kind.__name__ for kind in kinds}
-    return found
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """What its towers repeat, inner before outer: each is gathered or computed again by itself."""
+    kinds: set[type] = set()
+    for module in model.modules():
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            found = {type(block) for block in module}
+            if len(module) > 1 and len(found) == 1 and list(module[0].children()):
+                kinds |= found
+    return [module for module in model.modules() if type(module) in kinds][::-1]
 
 
-class Spread:
-    """The trained weights and their moments, whole, wherever their parts are.
+def spread_out(frozen: Model, device: torch.device, offload: bool) -> Model:
+    """Of a frozen model on the CPU a part on each process, gathered a block at a time as it runs.
 
-    All ranks call its methods together, in the same order. Of one process, DDP and FSDP2.
+    offload: the parts stay in the machine's memory. All ranks have to run it equally often.
     """
-
-    def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
-        self.trained = trained
-        self._optimizer = optimizer.optimizer  # accelerate's wrapper around it
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Each trained parameter, on the device; float32 where training is."""
-        for name, parameter in self.trained.items():
-            yield name, _whole(parameter.detach())
-
-    def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """`exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` of each that has taken a step."""
-        for name, parameter in self.trained.items():
-            state = self._optimizer.state.get(parameter, {})
-            for key in (*MOMENTS, STEP) if state else ():
-                yield f"{key}/{name}", _whole(state[key])
-
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """As they were yielded, on the CPU, to be looked up one by one. The weights themselves
-        are in place already: the student had them before it was prepared.
-        """
-        for name, parameter in self.trained.items():
-            if f"{STEP}/{name}" not in moments:
-                continue
-            state = {key: _placed_like(parameter, moments[f"{key}/{name}"]) for key in MOMENTS}
-            step = moments[f"{STEP}/{name}"].float().to(parameter.device)
-            self._optimizer.state[parameter] = {STEP: step} | state
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """This rank's part of a whole value, where the parameter's is; a copy."""
-    value = value.to(parameter.device, copy=True)
-    if not isinstance(parameter, DTensor):
-        return value
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(value, mesh, placements, src_data_rank=None)  # each rank has it
-
-
-class ZeroSpread(Spread):
-    """Of DeepSpeed's ZeRO-1, -2 and -3, through the functions it offers for that."""
-
-    def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
-        super().__init__(trained, optimizer)
-        self._zero = self._optimizer  # DeepSpeed's, around torch's AdamW
-        self._adamw = self._zero.optimizer
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        for name, parameter in self.trained.items():
-            yield name, safe_get_full_fp32_param(parameter)
-
-    def moments(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        self._link_states()
-        step = next(iter(self._adamw.state.values()))[STEP]
-        for name, parameter in self.trained.items():
-            for key in MOMENTS:
-                yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key)
-            yield f"{STEP}/{name}", step
-
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        steps = [moments[f"{STEP}/{name}"] for name in self.trained if f"{STEP}/{name}" in moments]
-        if not steps:
-            return
-        # ZeRO has one count for all, and makes room for the moments with its first step.
-        for part in self._parts():
-            state = {key: torch.zeros_like(part) for key in MOMENTS}
-            step = torch.tensor(float(max(steps)), device=part.device)  # each part counts its own
-            self._adamw.state[part] = {STEP: step} | state
-        self._link_states()
-        for name, parameter in self.trained.items():
-            # In bf16 the student was rounded on its way in: the float32 weights are set here.
-            self._set(parameter, weights[name])
-            for key in MOMENTS:
-                if (moment := moments.get(f"{key}/{name}")) is not None:
-                    self._set(parameter, moment, key)
-
-    @property
-    def _is_stage_3(self) -> bool:
-        return hasattr(self._zero, "fp32_partitioned_groups_flat")
-
-    def _link_states(self) -> None:
-        """Of ZeRO-1 and -2: DeepSpeed does it after its first group's first step, for which the
-        other groups have no states yet, and never again.
-        """
-        if not self._is_stage_3:
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
-
-    def _parts(self) -> list[Tensor]:
-        """What AdamW really updates: this rank's part of all weights, flat."""
-        if self._is_stage_3:
-            return self._zero.fp32_partitioned_groups_flat
-        return self._zero.single_partition_of_fp32_groups
-
-    def _set(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
-        from deepspeed import utils
-
-        if not self._is_stage_3:
-            value = value.to(parameter.device)
-            if key is None:
-                utils.safe_set_full_fp32_param(parameter, value)
-            else:
-                utils.safe_set_full_optimizer_state(parameter, value, key)
-            return
-        # Our own cut: DeepSpeed's leaves out that parts are filled up to the same size.
-        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        size = parameter.ds_tensor.numel()
-        flat = F.pad(value.flatten(), (0, size * ranks - value.numel()))
-        part = flat[rank * size : (rank + 1) * size]
-        if key is None:
-            utils.safe_set_local_fp32_param(parameter, part)
-        else:
-            utils.safe_set_local_optimizer_state(parameter, part, key)
+    if not dist.is_initialized():  # one process, whose part is the whole
+        dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
+    modules: list[nn.Module] = [*blocks_of(frozen), frozen]
+    for module in modules:
+        fully_shard(module, mesh=mesh, offload_policy=policy, reshard_after_forward=True)
+    return frozen

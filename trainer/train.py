@@ -65,12 +65,14 @@ def train(config: Config) -> None:
         if saved:
             saved.load_weights(towers)
         precision = PRECISIONS[accelerator.mixed_precision]
-        teacher = clips.replica(original, device, precision)
+        teacher = clips.replica(original, device, precision, config.memory.teacher)
         # Only evaluations need what nobody trains: it stays on the CPU until one asks.
         rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
         watch = Watch(Flops.of(towers), accelerator, precision)
+        if config.memory.activation_checkpointing:
+            clips.recompute_activations(towers)
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
         towers = towers.to(device)
         adamw = make_optimizer(towers, config.optimizer)

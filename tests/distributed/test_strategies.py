@@ -33,13 +33,22 @@ STRATEGIES = {  # the launch file, and what is said beside it
 }
 
 
+PROGRAM = ["-m", "trainer"]
+
+
 def trained(
-    folder: Path, name: str, file: str, options: list[str], *overrides: str, ends_as: int = 0
+    folder: Path,
+    name: str,
+    file: str,
+    options: list[str],
+    *overrides: str,
+    ends_as: int = 0,
+    program: list[str] = PROGRAM,
 ) -> str:
     """Train under a launch file, to the end or until it leaves; what was printed."""
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     where = ["--config_file", str(REPOSITORY / "launch" / file), *options]
-    run = ["-m", "trainer", "train", "configs/strategies.yaml", f"output=runs/{name}"]
+    run = [*program, "train", "configs/strategies.yaml", f"output=runs/{name}"]
     environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     if "--gradient_accumulation_steps" in options:
         environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]
@@ -90,9 +99,57 @@ def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, name):
     assert_same(world, name)
 
 
+NOTING_GRADIENTS = """
+import hashlib, os, torch
+from trainer.cli import main
+
+update = torch.optim.AdamW.step
+
+def noting(self, *args, **kwargs):
+    digest = hashlib.sha256()
+    for group in self.param_groups:
+        for parameter in group["params"]:
+            digest.update(parameter.grad.contiguous().numpy().tobytes())
+    with open(f"gradients-{os.environ['RANK']}", "a") as file:
+        file.write(digest.hexdigest() + "\\n")
+    return update(self, *args, **kwargs)
+
+torch.optim.AdamW.step = noting
+main()
+"""
+
+
+def test_the_gradients_of_all_ranks_are_identical_after_each_step(world):
+    """Of DDP: under the others a gradient is there once, in parts."""
+    (world / "noting.py").write_text(NOTING_GRADIENTS)
+    trained(world, "noted", *STRATEGIES["ddp"], program=["noting.py"])
+    first, second = ((world / f"gradients-{rank}").read_text().split() for rank in (0, 1))
+    assert first == second
+    assert len(set(first)) == STEPS
+
+
 def test_four_parts_of_a_step_give_the_step(world):
     trained(world, "accumulated", "cpu.yaml", FOUR_PARTS)
     assert_same(world, "accumulated")
+
+
+RECOMPUTED = "memory.activation_checkpointing=true"
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [
+        ("one", [RECOMPUTED]),
+        ("one", ["memory.teacher=offloaded"]),
+        ("ddp", ["memory.teacher=sharded"]),
+        ("zero3", [RECOMPUTED, "memory.teacher=sharded"]),
+        ("fsdp2", [RECOMPUTED, "memory.teacher=offloaded"]),
+    ],
+)
+def test_what_saves_memory_changes_nothing(world, name, memory):
+    run = "-".join([name, *memory]).replace("memory.", "")
+    trained(world, run, *(STRATEGIES | {"one": ("cpu.yaml", [])})[name], *memory)
+    assert_same(world, run)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import open_clip
 import pytest
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.trainer.disguises import found_in
 from trainer.config import load_config
 from trainer.evaluate import evaluate_checkpoint
 from trainer.train import train
@@ -85,7 +90,11 @@ def demo_run(small_world) -> Path:
     before = Path.cwd()
     os.chdir(small_world)
     try:
-        return small_world / run("demo", "trackers=[wandb]", "output=runs/demo")
+        return small_world / run(
+            "demo",
+            *("trackers=[wandb]", "output=runs/demo", "profile.steps=[2,2]"),
+            "checkpoint.every=2",
+        )
     finally:
         os.chdir(before)
 
@@ -116,17 +125,39 @@ def test_the_saved_configuration_gives_the_same_run_again(demo_run, small_world,
     assert losses(small_world / again.output) == losses(demo_run)
 
 
-def test_no_name_of_anyone_stands_in_the_runs_folder(demo_run, small_world):
+def people_of(world: Path) -> set[str]:
     names = set()
-    for roster in (small_world / "runs/world/rosters").glob("*.csv"):
+    for roster in (world / "runs/world/rosters").glob("*.csv"):
         with open(roster, newline="", encoding="utf-8") as file:
-            names |= {row["name"].lower() for row in csv.DictReader(file)}
+            names |= {row["name"] for row in csv.DictReader(file)}
+    return names
+
+
+def test_no_name_of_anyone_stands_in_the_runs_folder_in_any_form(demo_run, small_world):
+    """Checkpoints, trackers and traces are in the folder."""
+    names = people_of(small_world)
     assert len(names) == 13
     files = [path for path in demo_run.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
+    assert {".wandb", ".gz", ".html", ".safetensors"} <= {path.suffix for path in files}
     for path in files:
-        content = path.read_bytes().lower()
-        assert not [name for name in names if name.encode() in content], path
+        assert not found_in(path, names), path
+
+
+def test_a_name_would_be_found_in_every_form(tmp_path):
+    name, file = "José O'Neil", tmp_path / "file"
+    forms = [
+        *(name, name.upper(), "jose o neil", "jose_o_neil", "JoseONeil"),
+        *(json.dumps(name), quote(name), quote_plus(name), name.encode().hex()),
+        *(base64.b64encode(("x" * i + name + " and more").encode()).decode() for i in range(3)),
+    ]
+    for form in forms:
+        file.write_text(f"something {form} else")
+        assert found_in(file, {name}) == [name], form
+    for packed in (zlib.compress, gzip.compress):
+        file.write_bytes(b"before" + packed(name.encode()) + b"after")
+        assert found_in(file, {name}) == [name]
+    file.write_text("something else")
+    assert not found_in(file, {name})
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -196,12 +227,15 @@ def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_two_processes_give_the_losses_and_measures_of_one():
+def test_two_processes_give_the_losses_and_measures_of_one(small_world, tmp_path):
+    """And print no name."""
     steps = ("steps=20", "data.workers=1")
     for processes in (1, 2):
         arguments = overrides("demo", *steps, f"output=runs/{processes}")
         done = launched(processes, "train", config_path("demo"), *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
+        (tmp_path / "printed.log").write_text(done.stdout + done.stderr)
+        assert not found_in(tmp_path / "printed.log", people_of(small_world))
     one, two = losses(Path("runs/1")), losses(Path("runs/2"))
     assert len(one) == len(two) == 20
     for a, b in zip(one, two):

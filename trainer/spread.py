@@ -1,0 +1,142 @@
+"""The trained weights and AdamW's moments, whole and by name, wherever a strategy keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+STEP = "step"
+
+
+class Spread:
+    """The trained weights and their moments, whole, wherever their parts are.
+
+    All ranks call its methods together, in the same order. Of one process, DDP and FSDP2.
+    """
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
+        self.trained = trained
+        self._optimizer = optimizer.optimizer  # accelerate's wrapper around it
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Each trained parameter, on the device; float32 where training is."""
+        for name, parameter in self.trained.items():
+            yield name, _whole(parameter.detach())
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """`exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` of each that has taken a step."""
+        for name, parameter in self.trained.items():
+            state = self._optimizer.state.get(parameter, {})
+            for key in (*MOMENTS, STEP) if state else ():
+                yield f"{key}/{name}", _whole(state[key])
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """As they were yielded, on the CPU, to be looked up one by one. The weights themselves
+        are in place already: the student had them before it was prepared.
+        """
+        for name, parameter in self.trained.items():
+            if f"{STEP}/{name}" not in moments:
+                continue
+            state = {key: _placed_like(parameter, moments[f"{key}/{name}"]) for key in MOMENTS}
+            step = moments[f"{STEP}/{name}"].float().to(parameter.device)
+            self._optimizer.state[parameter] = {STEP: step} | state
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """This rank's part of a whole value, where the parameter's is; a copy."""
+    value = value.to(parameter.device, copy=True)
+    if not isinstance(parameter, DTensor):
+        return value
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)  # each rank has it
+
+
+class ZeroSpread(Spread):
+    """Of DeepSpeed's ZeRO-1, -2 and -3, through the functions it offers for that."""
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
+        super().__init__(trained, optimizer)
+        self._zero = self._optimizer  # DeepSpeed's, around torch's AdamW
+        self._adamw = self._zero.optimizer
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.trained.items():
+            yield name, safe_get_full_fp32_param(parameter)
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link_states()
+        step = next(iter(self._adamw.state.values()))[STEP]
+        for name, parameter in self.trained.items():
+            for key in MOMENTS:
+                yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key)
+            yield f"{STEP}/{name}", step
+
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        steps = [moments[f"{STEP}/{name}"] for name in self.trained if f"{STEP}/{name}" in moments]
+        if not steps:
+            return
+        # ZeRO has one count for all, and makes room for the moments with its first step.
+        for part in self._parts():
+            state = {key: torch.zeros_like(part) for key in MOMENTS}
+            step = torch.tensor(float(max(steps)), device=part.device)  # each part counts its own
+            self._adamw.state[part] = {STEP: step} | state
+        self._link_states()
+        for name, parameter in self.trained.items():
+            # In bf16 the student was rounded on its way in: the float32 weights are set here.
+            self._set(parameter, weights[name])
+            for key in MOMENTS:
+                if (moment := moments.get(f"{key}/{name}")) is not None:
+                    self._set(parameter, moment, key)
+
+    @property
+    def _is_stage_3(self) -> bool:
+        return hasattr(self._zero, "fp32_partitioned_groups_flat")
+
+    def _link_states(self) -> None:
+        """Of ZeRO-1 and -2: DeepSpeed does it after its first group's first step, for which the
+        other groups have no states yet, and never again.
+        """
+        if not self._is_stage_3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _parts(self) -> list[Tensor]:
+        """What AdamW really updates: this rank's part of all weights, flat."""
+        if self._is_stage_3:
+            return self._zero.fp32_partitioned_groups_flat
+        return self._zero.single_partition_of_fp32_groups
+
+    def _set(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
+        from deepspeed import utils
+
+        if not self._is_stage_3:
+            value = value.to(parameter.device)
+            if key is None:
+                utils.safe_set_full_fp32_param(parameter, value)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # Our own cut: DeepSpeed's leaves out that parts are filled up to the same size.
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        size = parameter.ds_tensor.numel()
+        flat = F.pad(value.flatten(), (0, size * ranks - value.numel()))
+        part = flat[rank * size : (rank + 1) * size]
+        if key is None:
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, part, key)
