@@ -83,7 +83,9 @@ def train(config: Config) -> None:
                 towers if towers.text else rest, towers if towers.image else rest, clip, device
             )
 
-        taught, learner = encoder(teacher), encoder(accelerator.unwrap_model(student))
+        # Measures see other shapes: they are not worth a compilation.
+        plain = accelerator.unwrap_model(student, keep_torch_compile=False)
+        taught, learner = encoder(teacher), encoder(plain)
         loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
 
     saves = run.checkpoints(spread)
