@@ -16,7 +16,7 @@ from statistics import mean
 REPOSITORY = Path(__file__).parents[2]
 SEEDS = (11, 12, 13)  # chosen before any was run
 CONFIGS = ("demo",)
-LEARN = ["steps=500", "optimizer.lr=1.0e-3", "optimizer.warmup_steps=50"]
+LEARN = ["steps=1000", "optimizer.lr=1.0e-3", "optimizer.warmup_steps=50"]
 LEARN += ["model.random_weights=false", "export.dtype=float32"]
 ZERO_SHOT = ("colour", "shape")
 
