@@ -18,7 +18,7 @@ from PIL import Image
 from plugins.fictitious.shards import draw_world
 from plugins.fictitious.world import World
 from trainer import clip as clips
-from trainer.config import ModelConfig
+from trainer.sections import ModelConfig
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)

@@ -30,7 +30,7 @@ FLOORS = [
     ["shards", "mistakes"],
     ["samples", "captions", "index"],
     ["readers"],
-    ["yaml_text", "streams", "names", "registry", "fakes"],
+    ["yaml_text", "streams", "names", "registry", "fakes", "sections"],
     ["roster", "listing", "loss_checks"],
     ["pictures", "config", "indexing", "removal"],
     ["steps", "suppression"],

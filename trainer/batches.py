@@ -14,8 +14,8 @@ from torch.utils.data import get_worker_info
 
 from trainer.api import Objective, Pair, Sample
 from trainer.clip import Clip
-from trainer.config import DataConfig
 from trainer.preprocess import Prepare, Tokenizer
+from trainer.sections import DataConfig
 from trainer.skips import Skips
 from trainer.steps import Positions, Steps, StreamState, check_sizes, draw
 

@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from open_clip.pretrained import download_pretrained
 
-from trainer.config import ModelConfig
 from trainer.findings import LIMITS
 from trainer.results import Results, read_results
 from trainer.roster import read_roster
+from trainer.sections import ModelConfig
 from trainer.versions import code_version
 from trainer.weights import first_line
 from trainer.worst_off import read_people

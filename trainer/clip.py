@@ -22,8 +22,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.api import Tower
-from trainer.config import ModelConfig
 from trainer.preprocess import Prepare, Tokenizer
+from trainer.sections import ModelConfig
 from trainer.strategies import blocks_of, spread_out
 from trainer.text_towers import first_output, text_forward_of
 from trainer.weights import first_line, load_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from trainer.api import Tower
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
 from trainer.clip import Towers
 from trainer.config import Config
+from trainer.flops import weightless
 from trainer.steps import check_sizes
 
 Line = tuple[str, str]
@@ -69,9 +69,10 @@ def memory_of(student: Towers, batch: Batch, config: Config, precision: str) -> 
 def saved_bytes(student: Towers, batch: Batch) -> int:
     """Bytes that the student's forward keeps for its backward on this batch, in float32.
 
-    Run on the meta device, where nothing is computed and shapes are exact: any tower will do.
+    Run where nothing is computed and shapes are exact, see `weightless`.
     """
-    model = copy.deepcopy(student).to("meta")
+    model = weightless(student)
+    device = model.logit_scale.device
     storages = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -81,8 +82,8 @@ def saved_bytes(student: Towers, batch: Batch) -> int:
     text, image = batch.seen_by(STUDENT_TEXT), batch.seen_by(STUDENT_IMAGE)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         model(
-            batch.tokens[text].to("meta") if len(text) else None,
-            batch.pixels[image].to("meta") if len(image) else None,
+            batch.tokens[text].to(device) if len(text) else None,
+            batch.pixels[image].to(device) if len(image) else None,
         )
     for parameter in model.parameters():
         storages.pop(parameter.untyped_storage()._cdata, None)

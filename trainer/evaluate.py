@@ -10,10 +10,11 @@ from accelerate.utils import set_seed
 from trainer import clip as clips
 from trainer.api import Encoder, Evaluation, Tower
 from trainer.clip import Clip, Towers
-from trainer.config import Config, ModelConfig
+from trainer.config import Config
 from trainer.encoder import ClipEncoder
 from trainer.measures import Measures
 from trainer.runs import Run
+from trainer.sections import ModelConfig
 from trainer.skips import Skips
 from trainer.strategies import start
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, TEACHER_IMAGE, TEACHER_TEXT, Batch
 from trainer.clip import Towers
+from trainer.text_towers import lengths_of
 
 ROWS = 2  # enough to count by: the work is in proportion to the rows
 
@@ -70,14 +71,6 @@ class Flops:
             if self.image:
                 total += self.image.of(np.ones(len(batch.seen_by(image))), is_trained)
         return total
-
-
-def lengths_of(tokens: Tensor, pad_id: int) -> Tensor:
-    """Of each caption up to its last token that is no padding. (n, l) to (n,)."""
-    if not len(tokens):
-        return torch.empty(0, dtype=torch.int64)
-    places = torch.arange(1, tokens.shape[1] + 1)
-    return (places * (tokens != pad_id)).amax(1).clamp(min=1)
 
 
 def weightless(towers: Towers) -> Towers:

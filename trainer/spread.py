@@ -28,14 +28,14 @@ class Spread:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Each trained parameter, on the device; float32 where training is."""
         for name, parameter in self.trained.items():
-            yield name, _whole(parameter.detach())
+            yield name, whole(parameter.detach())
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """`exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` of each that has taken a step."""
         for name, parameter in self.trained.items():
             state = self._optimizer.state.get(parameter, {})
             for key in (*MOMENTS, STEP) if state else ():
-                yield f"{key}/{name}", _whole(state[key])
+                yield f"{key}/{name}", whole(state[key])
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """As they were yielded, on the CPU, to be looked up one by one. The weights themselves
@@ -49,7 +49,7 @@ class Spread:
             self._optimizer.state[parameter] = {STEP: step} | state
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -21,9 +21,9 @@ from zlib import crc32
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.api import BadSample, Objective, Pair, Sample, Tower
-from trainer.config import DataConfig
 from trainer.readers import Reading
 from trainer.remote import Patience
+from trainer.sections import DataConfig
 from trainer.skips import Skips
 from trainer.streams import Dealt, Lane
 

@@ -36,7 +36,8 @@ SUPPORTED = (
     DistributedType.FSDP,
     DistributedType.DEEPSPEED,
 )
-# What "auto" would have DeepSpeed ask of the model, which open_clip's does not answer. Bytes.
+# Elements, where the launch file names none: DeepSpeed's own 500 million would hold 2 GB in float32
+# on each device, and "auto" asks the model for a width that open_clip's does not tell.
 BUCKETS = {
     "reduce_bucket_size": 50_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
@@ -101,7 +102,9 @@ def prepare(
         config["train_micro_batch_size_per_gpu"] = 1  # the batches are ours; it asks for a number
         config["zero_force_ds_cpu_optimizer"] = False  # torch's own AdamW is fused on CPUs too
         zero = config["zero_optimization"]
-        zero |= {name: size for name, size in BUCKETS.items() if zero.get(name) == "auto"}
+        for name, size in BUCKETS.items():
+            if zero.get(name, "auto") == "auto":
+                zero[name] = size
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         plugin.transformer_cls_names_to_wrap = sorted(

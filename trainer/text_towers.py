@@ -55,14 +55,21 @@ def by_length(tower: TextTransformer, tokens: Tensor, pad_id: int) -> Tensor:
 
     A CPU's way: on a GPU small calls cost more than padding, and lengths a synchronisation.
     """
-    places = torch.arange(1, tokens.shape[1] + 1)
-    lengths = (places * (tokens != pad_id)).amax(1).clamp(min=1)
+    lengths = lengths_of(tokens, pad_id)
     order = lengths.argsort(stable=True)
     num_groups = max(1, min(GROUPS, len(tokens) // MIN_GROUP))
     embedded = [
         cut_text(tower, tokens[rows, : int(lengths[rows[-1]])]) for rows in order.chunk(num_groups)
     ]
     return torch.cat(embedded)[order.argsort()]
+
+
+def lengths_of(tokens: Tensor, pad_id: int) -> Tensor:
+    """Of each caption up to its last token that is no padding. (n, l) to (n,)."""
+    if not len(tokens):
+        return torch.empty(0, dtype=torch.int64)
+    places = torch.arange(1, tokens.shape[1] + 1)
+    return (places * (tokens != pad_id)).amax(1).clamp(min=1)
 
 
 def cut_text(tower: TextTransformer, tokens: Tensor) -> Tensor:

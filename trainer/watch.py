@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from trainer.batches import STUDENT_TEXT, Batch
-from trainer.flops import Flops, lengths_of
+from trainer.flops import Flops
+from trainer.spread import whole
+from trainer.text_towers import lengths_of
 
 T = TypeVar("T")
 GPU_SIDE, CPU_SIDE, REPEATS = 8192, 1024, 5  # of the product that the peak is measured by
@@ -62,8 +64,7 @@ class Watch:
     def gradient(self, norm: Tensor | float | None) -> None:
         """Of one step, before it is clipped. None: the engine does not tell."""
         if norm is not None:
-            norm = torch.as_tensor(norm).detach()
-            self._norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+            self._norms.append(whole(torch.as_tensor(norm).detach()))
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from open_clip.factory import _find_checkpoint_in_dir, _get_hf_config, parse_mod
 from open_clip.pretrained import download_pretrained_from_hf, is_pretrained_cfg
 from open_clip.transform import PreprocessCfg
 
-from trainer.config import ModelConfig
+from trainer.sections import ModelConfig
 from trainer.weights import first_line
 
 log = logging.getLogger(__name__)

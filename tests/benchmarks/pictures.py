@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader
 from plugins.preserve import Preserve
 from trainer import clip as clips
 from trainer.batches import Batches
-from trainer.config import DataConfig, ModelConfig
 from trainer.decoding import decode_picture
 from trainer.preprocess import Prepare
+from trainer.sections import DataConfig, ModelConfig
 
 SHARDS, SAMPLES, SIZE = 4, 64, (340, 256)
 LARGER = (1000, 900)  # of which half the scale is enough

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BertConfig, MT5Config, PreTrainedTokenizerFast
 
 from trainer.clip import Clip, fastest_attention, load
-from trainer.config import ModelConfig
+from trainer.sections import ModelConfig
 
 TEXTS = ["a red hat", "a photo of a person at a gala in the old town", "a person"]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}

@@ -10,8 +10,8 @@ from tests.conftest import picture, write_people, write_shard
 from trainer import BadSample, Objective, Pair, Sample, Tower
 from trainer import steps as steps_of
 from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, BatchBuilder, Batches
-from trainer.config import DataConfig
 from trainer.readers import Reading
+from trainer.sections import DataConfig
 from trainer.skips import Skips
 from trainer.streams import Position, deal, expand, read_lane
 

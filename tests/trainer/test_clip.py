@@ -33,8 +33,8 @@ from tests.trainer.architectures import (
 from trainer import clip as clips
 from trainer.api import Tower, decode_picture
 from trainer.clip import Towers, student_of
-from trainer.config import ModelConfig
 from trainer.preprocess import Prepare, Tokenizer
+from trainer.sections import ModelConfig
 from trainer.text_towers import takes_short_text
 from trainer.zoo import preprocessing_beside, warn_of_activation
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.test_registry import OBJECTIVE, write_plugin
-from trainer.config import Config, ConfigError, Tracker, load_config, validate
+from trainer.config import Config, ConfigError, load_config, validate
+from trainer.sections import Tracker
 
 RUN = """\
 model: {name: ViT-B-32}

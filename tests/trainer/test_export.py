@@ -21,9 +21,9 @@ from tests.trainer.architectures import (
 )
 from trainer.api import Tower
 from trainer.clip import Clip, Towers, fastest_attention, load, student_of
-from trainer.config import ModelConfig, OptimizerConfig
 from trainer.export import export
 from trainer.optim import make_optimizer
+from trainer.sections import ModelConfig, OptimizerConfig
 from trainer.text_towers import cut_text, short_text
 
 BOTH = frozenset(Tower)

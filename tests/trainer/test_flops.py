@@ -10,9 +10,10 @@ from tests.trainer.architectures import KINDS, make
 from trainer.api import Tower
 from trainer.batches import Batch, Pixels
 from trainer.clip import Towers, student_of
-from trainer.config import ModelConfig
-from trainer.flops import Flops, lengths_of, weightless
+from trainer.flops import Flops, weightless
+from trainer.sections import ModelConfig
 from trainer.skips import Skips
+from trainer.text_towers import lengths_of
 
 BOTH = frozenset(Tower)
 
