@@ -122,8 +122,10 @@ class Run:
         )
         yield from self._bar
 
-    def log(self, step: int, values: Mapping[str, Measure], show: bool = False) -> None:
-        """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar too."""
+    def log(
+        self, step: int, values: Mapping[str, Measure], show: Mapping[str, float] | None = None
+    ) -> None:
+        """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar."""
         if not self.accelerator.is_main_process or not values:
             return
         numbers = without_people(values)
@@ -134,7 +136,7 @@ class Run:
             scalars = {name: one for name, one in numbers.items() if not isinstance(one, list)}
             self.accelerator.log(scalars, step=step)
         if show and self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()})
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in show.items()})
 
     def finish(self, before: Measures, after: Measures, skips: Skips, steps: int) -> None:
         """results.json, the report, and the table a stranger understands."""

@@ -145,9 +145,9 @@ def train(config: Config) -> None:
             skips += batch.skips
             skips.judge(config.data.max_bad_share)
             if step % config.log_every == 0 or step == config.steps:
-                means = mean_of(window, accelerator)
-                bad_samples = total(skips.bad.total(), accelerator)
-                run.log(step, means | {"bad_samples": bad_samples} | watch.read(), show=True)
+                told = mean_of(window, accelerator)
+                told["bad_samples"] = total(skips.bad.total(), accelerator)
+                run.log(step, told | watch.read(), show=told)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 with watch.aside():
