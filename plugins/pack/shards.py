@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tarfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -98,11 +99,13 @@ def in_order(
 ) -> Generator[Result, None, None]:
     """What `work` makes of each picture, in their order, under a progress bar; to be closed.
 
-    Threads work a little ahead, and are enough: a decoder lets go of Python's lock.
+    Threads work a little ahead, and are enough: a decoder lets go of Python's lock. To be run in
+    the main thread.
     """
     bar = tqdm(total=total, desc="packing", unit="picture")
     # Each of torch's copies would take all cores, and so would each of as many threads.
-    with bar, ThreadPoolExecutor(os.cpu_count(), "", torch.set_num_threads, (1,)) as pool:
+    threads = ThreadPoolExecutor(os.cpu_count(), "", torch.set_num_threads, (1,))
+    with bar, interrupts_held_back() as let_through, threads as pool:
         running: deque[Future[Result]] = deque()
 
         def next_result() -> Result:
@@ -111,11 +114,34 @@ def in_order(
             return result
 
         for item in items:
+            let_through()
             running.append(pool.submit(work, item))
             if len(running) >= AHEAD:
                 yield next_result()
         while running:
+            let_through()
             yield next_result()
+        let_through()
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[Callable[[], None]]:
+    """Ctrl-C is raised by the next call of what this gives, nowhere else.
+
+    One that came while the pool's lock is taken would leave it so: its threads, and who waits for
+    them, would wait for ever.
+    """
+    came: list[int] = []
+
+    def let_through() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield let_through
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def extension_of(name: str) -> str | None:
