@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import accumulate, islice
 from math import gcd
-from typing import TypeVar
 
 import braceexpand
 import numpy as np
@@ -26,7 +25,6 @@ from trainer.remote import is_remote, shown
 
 GOLDEN = 0.6180339887498949  # its multiples spread evenly over the unit interval, at any length
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-T = TypeVar("T")
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -185,6 +183,8 @@ def read_lane(
                 for i in others[inside:]:
                     position.taken += 1
                     yield window[i]
+                    if reading.with_pictures:  # what it decoded; captions are faster kept together
+                        window[i] = None
                 position.taken += 1
                 if is_last:
                     position.go_to(place + 1, len(shares))
@@ -195,7 +195,7 @@ def read_lane(
     raise ValueError(_why_empty(shares, lane))
 
 
-def windows(samples: Iterator[T], size: int) -> Iterator[tuple[list[T], bool]]:
+def windows(samples: Iterator, size: int) -> Iterator[tuple[list, bool]]:
     """Neighbours together, and whether none follow: one is read ahead for that.
 
     It must be known before the last is given: who resumes after it should open no shard in vain.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -62,6 +64,13 @@ def test_a_lap_of_a_lane_gives_each_sample_once(clean_shards):
         samples = read_lane(shares, lane, [3], 10, Reading(), Position())
         keys += [next(samples).key for _ in range(15)]
     assert len(keys) == len(set(keys)) == 120
+
+
+def test_a_picture_that_was_used_is_not_kept(clean_shards):
+    lanes = deal(expand([clean_shards]), 1, seed=3)
+    samples = read_lane(lanes[0], 0, [3], 20, Reading(), Position())
+    seen = [weakref.ref(next(samples)) for _ in range(10)]
+    assert [one() for one in seen[:-1]] == [None] * 9
 
 
 def test_another_seed_gives_another_order(clean_shards):
