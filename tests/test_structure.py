@@ -35,7 +35,7 @@ FLOORS = [
     ["pictures", "config", "indexing", "removal"],
     ["steps", "suppression"],
     ["preprocess", "testing", "text_towers", "weights", "preview"],
-    ["zoo"],
+    ["zoo", "pixels"],
     ["certificates", "comparison"],
     ["spread"],
     ["strategies"],

@@ -10,41 +10,19 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from trainer.api import Objective, Pair, Sample
+from trainer.api import Objective, Pair, Sample, Tower
 from trainer.clip import Clip
+from trainer.pixels import PART, Pixels, PixelWriter, Slots
 from trainer.preprocess import Prepare, Tokenizer
 from trainer.sections import DataConfig
 from trainer.skips import Skips
-from trainer.steps import Positions, Steps, StreamState, check_sizes, draw
+from trainer.steps import PREFETCH, Positions, Steps, StreamState, check_sizes, draw
 
 # The columns of a row: its turn, its label, and where its parts stand in tokens and pixels.
 TURN, LABEL, STUDENT_TEXT, STUDENT_IMAGE, TEACHER_TEXT, TEACHER_IMAGE = range(6)
 ABSENT = -1
-PART = 64  # pictures that a worker makes room for at once
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """(m, 3, H, W) uint8, in the parts that the workers made: to join them is to copy them."""
-
-    parts: tuple[Tensor, ...]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def to(self, device: torch.device) -> Pixels:
-        return Pixels(tuple(part.to(device) for part in self.parts))
-
-    def __getitem__(self, places: Tensor) -> Tensor:
-        """places: (n,) int64, sorted, each once. A part of which all is wanted is not copied."""
-        found, start = [], 0
-        for part in self.parts:
-            own = places[(places >= start) & (places < start + len(part))] - start
-            found.append(part if len(own) == len(part) else part[own.to(part.device)])
-            start += len(part)
-        return found[0] if len(found) == 1 else torch.cat(found)
+IN_HAND = 2  # of a worker's batches, the parent's, beside those loaded ahead
 
 
 @dataclass
@@ -72,6 +50,10 @@ class Batch:
             replace(self, rows={name: own[part] for name, own in chunks.items()})
             for part in range(count)
         ]
+
+    def received(self, slots: Slots) -> Batch:
+        """Of a worker, with the pictures that it wrote."""
+        return replace(self, pixels=slots.received(self.pixels))
 
     def seen_by(self, column: int) -> Tensor:
         """Which tokens or pixels one model needs: sorted, each once."""
@@ -112,12 +94,16 @@ class BatchBuilder:
     model's size, written where the parent finds them.
     """
 
-    def __init__(self, names: Iterable[str], tokenize: Tokenizer, prepare: Prepare):
-        self._tokenize, self._prepare = tokenize, prepare
+    def __init__(
+        self,
+        names: Iterable[str],
+        tokenize: Tokenizer,
+        prepare: Prepare,
+        slots: Slots | None = None,
+    ):
+        self._tokenize, self._pixels = tokenize, PixelWriter(prepare, slots)
         self._rows: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
         self._texts: dict[str, int] = {}
-        self._pixels: list[Tensor] = []
-        self._num_pixels = 0
         self._shards: set[str] = set()
 
     def add(self, name: str, turn: int, sample: Sample, pair: Pair) -> None:
@@ -138,36 +124,15 @@ class BatchBuilder:
         return ABSENT if text is None else self._texts.setdefault(text, len(self._texts))
 
     def _picture(self, picture: Tensor | None) -> int:
-        """Its place. Resized at once, while it is in the processor's cache."""
-        if picture is None:
-            return ABSENT
-        place = self._num_pixels % PART
-        if place == 0:
-            # Channels last, as they are decoded: to turn them takes a tenth of the decoding.
-            part = empty_shared(PART, *self._prepare.size, 3)
-            self._pixels.append(part.permute(0, 3, 1, 2))
-        self._pixels[-1][place].copy_(self._prepare.resize(picture))
-        self._num_pixels += 1
-        return self._num_pixels - 1
+        return ABSENT if picture is None else self._pixels.add(picture)
 
     def finish(self, skips: Skips, positions: Positions) -> Batch:
-        *full, last = self._pixels or [torch.empty(0, 3, *self._prepare.size, dtype=torch.uint8)]
         rows = {
             name: torch.tensor(own, dtype=torch.int64).reshape(-1, 6)
             for name, own in self._rows.items()
         }
-        pixels = Pixels((*full, last[: self._num_pixels - len(full) * PART]))
-        tokens = self._tokenize(list(self._texts))
+        tokens, pixels = self._tokenize(list(self._texts)), self._pixels.finish()
         return Batch(tokens, pixels, rows, skips, positions, frozenset(self._shards))
-
-
-def empty_shared(*shape: int) -> Tensor:
-    """Of uint8; in a loader worker where the parent finds it without another copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own default_collate does.
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class Batches:
@@ -189,12 +154,22 @@ class Batches:
         resume: StreamState | None = None,
     ):
         check_sizes(objectives, data.lanes, ranks)
-        build = partial(BatchBuilder, list(objectives), clip.tokenize, clip.prepare)
+        share = ranks * max(1, data.workers)  # of a step's pictures a worker's, about
+        num = sum(
+            math.ceil(one.options.batch_size / share)
+            for one in objectives.values()
+            if Tower.IMAGE in one.towers
+        )
+        slots = Slots(data.workers, (PREFETCH + IN_HAND) * math.ceil(num / PART), clip.prepare.size)
+        build = partial(BatchBuilder, list(objectives), clip.tokenize, clip.prepare, slots)
         min_side = max(clip.prepare.size)
         steps = Steps(objectives, data, seed, rank, ranks, build, min_side, resume)
         self.order = steps.order
         pad_id = clip.tokenize.pad_id
-        self._batches = (Batch.join(parts, pad_id) for parts in draw(steps, data.workers))
+        self._batches = (
+            Batch.join([part.received(slots) for part in parts], pad_id)
+            for parts in draw(steps, data.workers)
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

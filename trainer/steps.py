@@ -28,6 +28,7 @@ from trainer.skips import Skips
 from trainer.streams import Dealt, Lane
 
 MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
+PREFETCH = 4  # steps that each worker loads ahead
 Positions = dict[str, list[list[int]]]  # by objective: of each lane its number, then its state
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -250,7 +251,7 @@ def draw(steps: Steps[T], workers: int) -> Iterator[list[T]]:
 
     Raises ValueError for what the user can mend, wherever it was read.
     """
-    prefetch = 4 if workers else None
+    prefetch = PREFETCH if workers else None
     loader = DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=prefetch)
     # The loader asks its workers in turn, so the parts of one step come one after the other.
     stream = iter(loader)

@@ -22,7 +22,6 @@ from trainer.batches import (
     TEACHER_TEXT,
     Batch,
     Batches,
-    Pixels,
 )
 from trainer.checkpoint import Checkpoints
 from trainer.clip import Towers
@@ -33,6 +32,7 @@ from trainer.export import export
 from trainer.flops import Flops
 from trainer.interruption import Interruption
 from trainer.optim import Pull, learning_rate, make_optimizer
+from trainer.pixels import Pixels
 from trainer.runs import Run
 from trainer.skips import Skips
 from trainer.steps import check_sizes

@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer.architectures import KINDS, make
 from trainer.api import Tower
-from trainer.batches import Batch, Pixels
+from trainer.batches import Batch
 from trainer.clip import Towers, student_of
 from trainer.flops import Flops, weightless
+from trainer.pixels import Pixels
 from trainer.sections import ModelConfig
 from trainer.skips import Skips
 from trainer.text_towers import lengths_of
