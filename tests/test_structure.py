@@ -22,6 +22,7 @@ FLOORS = [
         "statistics",
         "sharing",
         "versions",
+        "loader",
     ],
     ["remote", "measures", "results", "charts"],
     ["cache", "findings"],

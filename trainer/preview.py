@@ -14,14 +14,9 @@ import torch.distributed as dist
 
 from trainer.api import Pair, Sample
 from trainer.config import Config
+from trainer.loader import draw
 from trainer.skips import Skips
-from trainer.steps import (
-    Positions,
-    Steps,
-    StreamState,
-    check_sizes,
-    draw,
-)
+from trainer.steps import Positions, Steps, StreamState, check_sizes
 
 
 class Keys(NamedTuple):

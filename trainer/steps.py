@@ -6,21 +6,19 @@ A loader worker draws its lanes' rows of a step; together the workers of all ran
 from __future__ import annotations
 
 import json
-import os
-import signal
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import PurePath
 from random import Random
-from typing import Generic, NoReturn, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from zlib import crc32
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.api import BadSample, Objective, Pair, Sample, Tower
+from trainer.loader import Stopped, outlive_first_sigterm
 from trainer.readers import Reading
 from trainer.remote import Patience
 from trainer.sections import DataConfig
@@ -28,7 +26,6 @@ from trainer.skips import Skips
 from trainer.streams import Dealt, Lane
 
 MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
-PREFETCH = 4  # steps that each worker loads ahead
 Positions = dict[str, list[list[int]]]  # by objective: of each lane its number, then its state
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -61,6 +58,35 @@ class StreamState:
         return StreamState(**json.loads(text))
 
 
+class TurnRandom(Random):
+    """Begins anew for each turn, seeded when first used: most pairs draw nothing, and to seed takes
+    several times as long as to read a caption."""
+
+    _turn: str | None = None
+
+    def begin(self, turn: str) -> None:
+        self._turn = turn
+        self.gauss_next = None  # of a turn before
+
+    def _seed_once(self) -> None:
+        if self._turn is not None:
+            turn, self._turn = self._turn, None
+            self.seed(turn)  # hashed by SHA-512, not by hash()
+
+    # All that Random gives comes from these.
+    def random(self) -> float:
+        self._seed_once()
+        return super().random()
+
+    def getrandbits(self, k: int) -> int:
+        self._seed_once()
+        return super().getrandbits(k)
+
+    def getstate(self):
+        self._seed_once()
+        return super().getstate()
+
+
 class Rows:
     """One objective's rows of the lanes at hand."""
 
@@ -69,6 +95,7 @@ class Rows:
     ):
         self._name, self._objective = name, objectives[name]
         self._objectives, self._lanes, self._seed = objectives, lanes, seed
+        self._rng = TurnRandom()
 
     @property
     def positions(self) -> list[list[int]]:
@@ -80,14 +107,14 @@ class Rows:
         Raises ValueError where none serves.
         """
         lane = self._lanes[turn % num_lanes]
-        rng = Random(f"{self._seed} {self._name} {turn}")  # hashed by SHA-512, not by hash()
+        self._rng.begin(f"{self._seed} {self._name} {turn}")
         passed = Skips(used=1)
         for sample in islice(lane, MAX_UNUSABLE):
             try:
                 if isinstance(sample, BadSample):
                     raise sample
                 veto = self._veto(sample)
-                pair = None if veto else self._objective.pair(sample, turn, rng)
+                pair = None if veto else self._objective.pair(sample, turn, self._rng)
             except BadSample as bad:
                 passed.reasons[bad.reason] += 1
                 passed.bad[bad.shard or sample.shard, bad.reason] += 1
@@ -107,29 +134,6 @@ class Rows:
             if not other.accepts(sample):
                 return f"vetoed by {name}"
         return None
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """What stopped a loader worker, for the parent to raise.
-
-    The loader's own way makes of it an error whose message is a traceback.
-    """
-
-    message: str
-    traceback: str
-    is_the_users: bool  # to mend; of others the traceback is wanted
-
-    @staticmethod
-    def by(error: Exception) -> Stopped:
-        told = "".join(traceback.format_exception(error))
-        return Stopped(str(error), told, isinstance(error, (ValueError, OSError)))
-
-    def stop(self) -> NoReturn:
-        whole = f"in a loader worker:\n{self.traceback}"
-        if self.is_the_users:
-            raise ValueError(self.message) from RuntimeError(whole)
-        raise RuntimeError(whole)
 
 
 class Steps(IterableDataset, Generic[T]):
@@ -231,40 +235,6 @@ class Steps(IterableDataset, Generic[T]):
                 if turn % self.data.lanes in lanes:
                     builder.add(name, turn, *rows[name].draw(turn, self.data.lanes, skips))
         return builder.finish(skips, {name: own.positions for name, own in rows.items()})
-
-
-def outlive_first_sigterm() -> None:
-    """For a loader worker: who preempts a run tells all its processes, and this one has to go on
-    until the parent has saved. Its own shutdown tells it again."""
-    told = count(1)
-
-    def leave_at_second(*_) -> None:
-        if next(told) > 1:
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, leave_at_second)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def draw(steps: Steps[T], workers: int) -> Iterator[list[T]]:
-    """The workers' parts of each step; together they are the rank's. workers: 0 for none.
-
-    Raises ValueError for what the user can mend, wherever it was read.
-    """
-    prefetch = PREFETCH if workers else None
-    loader = DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=prefetch)
-    # The loader asks its workers in turn, so the parts of one step come one after the other.
-    stream = iter(loader)
-    try:
-        while parts := list(islice(stream, max(1, workers))):
-            for part in parts:
-                if isinstance(part, Stopped):
-                    part.stop()
-            yield parts
-    finally:
-        # Now: an error that is kept holds this frame, and garbage collection closes the workers'
-        # queues in any order, then waits five seconds for each.
-        del stream
 
 
 def check_sizes(

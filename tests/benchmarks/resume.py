@@ -18,8 +18,9 @@ from tests.benchmarks.captions import write_shard
 from trainer.api import Pair, Sample
 from trainer.config import Config, load_config
 from trainer.indexing import index_shards
+from trainer.loader import draw
 from trainer.skips import Skips
-from trainer.steps import Positions, Steps, StreamState, draw
+from trainer.steps import Positions, Steps, StreamState
 
 SHARDS, SAMPLES = 32, 5_000
 STEPS = (100, 100_000)
@@ -35,7 +36,8 @@ TIME = """
 import sys
 from time import perf_counter
 from trainer.config import load_config
-from trainer.steps import Steps, StreamState, draw
+from trainer.loader import draw
+from trainer.steps import Steps, StreamState
 from tests.benchmarks.resume import PositionsBuilder
 config = load_config("run.yaml")
 state = StreamState.from_json(open(sys.argv[1]).read())

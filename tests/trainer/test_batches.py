@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import weakref
+from random import Random
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from trainer.batches import LABEL, STUDENT_IMAGE, STUDENT_TEXT, TURN, Batch, Bat
 from trainer.readers import Reading
 from trainer.sections import DataConfig
 from trainer.skips import Skips
+from trainer.steps import TurnRandom
 from trainer.streams import Position, deal, expand, read_lane
 
 
@@ -276,3 +278,23 @@ def test_the_pictures_of_the_rows_are_the_same_for_any_number_of_workers(tiny_cl
     shared = batches(tiny_clip, [clean_shards], steps=2, workers=3)
     assert list(map(pictures, alone)) == list(map(pictures, shared))
     assert len(set(pictures(alone[0]))) == 16
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.random(),
+        lambda rng: rng.gauss(0, 1),
+        lambda rng: rng.choice(range(100)),
+        lambda rng: rng.sample(range(100), 5),
+        lambda rng: rng.randbytes(5),
+        lambda rng: rng.getstate(),
+    ],
+)
+def test_a_turn_draws_what_its_seed_gives_whatever_was_drawn_before(draw):
+    rng = TurnRandom()
+    for turn in ("one", "two", "one"):
+        rng.begin(turn)
+        assert draw(rng) == draw(Random(turn))
+    rng.begin("three")
+    assert [draw(rng), rng.random()] == [draw(again := Random("three")), again.random()]

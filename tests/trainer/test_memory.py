@@ -23,7 +23,8 @@ import json, resource, sys
 from itertools import islice
 from trainer.config import load_config
 from trainer.preview import KeysBuilder
-from trainer.steps import Steps, draw
+from trainer.loader import draw
+from trainer.steps import Steps
 config = load_config("run.yaml")
 steps = Steps(config.objectives, config.data, 0, 0, 1, lambda: KeysBuilder(config.objectives))
 seen = set()

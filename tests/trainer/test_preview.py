@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from tests.conftest import REPOSITORY, kill_all, picture, write_people, write_shard
 from trainer.cli import cli
 from trainer.config import load_config
+from trainer.loader import draw
 from trainer.preview import KeysBuilder, joined, lines_of
-from trainer.steps import Steps, StreamState, draw
+from trainer.steps import Steps, StreamState
 
 RUN = """
 model: {name: ViT-B-32}
