@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from trainer.config import load_config
+from trainer.doctor import doctor
 from trainer.listing import describe_plugins
 from trainer.registry import load_plugins
 
@@ -28,6 +29,9 @@ USER_MISTAKES = (
 @click.version_option(package_name="clip-unlearn")
 def cli() -> None:
     """Make CLIP models forget people."""
+
+
+cli.add_command(doctor)
 
 
 @cli.command()

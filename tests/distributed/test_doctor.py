@@ -1,0 +1,70 @@
+"""The doctor on two hosts: two network namespaces, launched as a run is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.trainer.test_examination import write_config
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("ip") is None, reason="namespaces need root and iproute2"
+    ),
+]
+# What starts on host 1 alone; `ip netns exec` gives each host its own mounts.
+AS_PYTHON = """#!/bin/sh
+if ip -o address | grep -q 10.77.0.2; then
+    {trouble}
+fi
+exec {python} "$@"
+"""
+
+
+def doctor(folder: Path, shards: str, trouble: str) -> tuple[int, str]:
+    (folder / "plugins").symlink_to(REPOSITORY / "plugins")
+    (folder / "shared").mkdir()
+    write_config(folder, shards, output="shared/run")
+    python = folder / "python.sh"
+    python.write_text(AS_PYTHON.format(trouble=trouble, python=sys.executable))
+    python.chmod(0o755)
+    environment = {
+        "PYTHONPATH": str(REPOSITORY), "PYTHON": str(python), "OMP_NUM_THREADS": "1",
+        "LAUNCH_OPTIONS": "--mixed_precision no", "TWO_HOSTS": "examined",
+    }  # fmt: skip
+    done = subprocess.run(
+        [REPOSITORY / "launch/two_hosts.sh", REPOSITORY / "launch/ddp.yaml", "doctor", "run.yaml",
+         "--patience", "20"],
+        cwd=folder, env=os.environ | environment, text=True, timeout=300,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def test_two_hosts_that_are_well_are_told_so_by_the_first(clean_shards, tmp_path):
+    code, told = doctor(tmp_path, clean_shards, trouble=":")
+    assert code == 0, told
+    assert "[host 0] ok    gloo: 2 processes add up 4 MB in" in told
+    assert "the first host's files are seen in" in told
+    assert "[host 0] fail" not in told and "[host 1] ok" not in told
+
+
+def test_a_folder_that_hosts_do_not_share_is_told(clean_shards, tmp_path):
+    code, told = doctor(tmp_path, clean_shards, trouble="mount -t tmpfs none shared")
+    assert code != 0
+    assert "a file of the first host's is not seen in" in told and "else a run cannot" in told
+    assert "[host 0] ok    gloo: 2 processes add up" in told
+
+
+def test_an_interface_that_does_not_lead_to_the_other_host_is_told(clean_shards, tmp_path):
+    code, told = doctor(tmp_path, clean_shards, trouble="export GLOO_SOCKET_IFNAME=lo")
+    assert code != 0
+    assert "process 1 cannot all-reduce by gloo" in told
+    assert "GLOO_SOCKET_IFNAME is lo: name the interface that leads to the others, of" in told
