@@ -19,8 +19,8 @@ DRIVER = Path("/proc/driver/nvidia/version")
 SHARED_MEMORY = Path("/dev/shm")
 # The oldest driver that serves a CUDA release line (NVIDIA's minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-# A process's loader workers hold four steps' pictures ready: 4 x 800 x 224 x 224 x 3 bytes.
-SHARED_BYTES = 480_000_000
+# A process's loader workers hold some steps' pictures ready: 6 x 512 x 224 x 224 x 3 bytes.
+SHARED_BYTES = 460_000_000
 OPEN_FILES = 1024  # a process
 BFLOAT16 = (8, 0)  # the compute capability that multiplies in it
 
