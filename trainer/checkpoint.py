@@ -8,8 +8,8 @@ so that the run can go on under any strategy, on any number of processes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +21,13 @@ from time import perf_counter
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.failures import cause
+from trainer.files import NotWritten, is_full, sync
 from trainer.measures import Measures, packed, unpacked
 from trainer.skips import Skips
 from trainer.spread import Spread
@@ -151,6 +153,7 @@ class Checkpoints:
         # A single thread: one checkpoint at a time, and training waits for it no sooner.
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
+        self._failure: tuple[str, str] | None = None  # what happened, what to do
         self._host: dict[str, Tensor] = {}  # kept: to touch new memory takes longer than to copy
         self.held_up: list[float] = []  # seconds of the steps that saved
 
@@ -220,23 +223,22 @@ class Checkpoints:
             aside.mkdir(parents=True)
             save_file(weights, aside / MODEL)
             save_file(moments, aside / OPTIMIZER)
-            torch.save(random, aside / RANDOM)
+            kept = io.BytesIO()  # torch's own writer hides why it failed
+            torch.save(random, kept)
+            (aside / RANDOM).write_bytes(kept.getbuffer())
             (aside / STATE).write_text(json.dumps(state))
             files = {name: _digest(aside / name) for name in (MODEL, OPTIMIZER, RANDOM, STATE)}
             manifest = {"version": version("clip-unlearn"), "torch": torch.__version__}
             (aside / MANIFEST).write_text(json.dumps(manifest | {"files": files}, indent=2))
             for path in (*aside.iterdir(), aside):
-                _sync(path)
+                sync(path)
             shutil.rmtree(folder, ignore_errors=True)  # one that was found damaged
             aside.rename(folder)
-            _sync(self._folder)
+            sync(self._folder)
         except Exception as error:  # each library has its own for a full disk
             shutil.rmtree(aside, ignore_errors=True)
-            warnings.warn(
-                f"the checkpoint of step {step} was not written ({_first_line(error)}); the one "
-                "before it stays, the run goes on: free some space",
-                stacklevel=2,
-            )
+            mend = "free some space" if is_full(error) else "mend that"
+            self._failure = f"the checkpoint of step {step} was not written: {cause(error)}", mend
             return
         for old in sorted(_whole(self._folder))[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -245,20 +247,25 @@ class Checkpoints:
         self.wait()
         return max(_whole(self._folder), default=None)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether one could not be written; known to the process that writes."""
+        return self._failure is not None
+
     def wait(self) -> None:
         """Until what was begun is written, by the process that writes."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
 
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    def settle(self) -> None:
+        """Waits for what was begun. A collective: raises NotWritten on all ranks where that, or one
+        before, could not be written."""
+        newest, message = self.newest(), None
+        if self._failure:
+            happened, mend = self._failure
+            from_there = f"from {newest}" if newest else "from the start, there is no checkpoint"
+            message = f"{happened}; {mend}, then the same command goes on {from_there}"
+        (message,) = broadcast_object_list([message])
+        if message:
+            raise NotWritten(message)

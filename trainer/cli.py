@@ -11,6 +11,8 @@ import click
 
 from trainer.config import load_config
 from trainer.doctor import doctor
+from trainer.failures import is_of_the_others
+from trainer.files import NotWritten, is_full
 from trainer.listing import describe_plugins
 from trainer.registry import load_plugins
 
@@ -221,27 +223,32 @@ def main() -> None:
         sys.exit(2)
     except click.exceptions.Abort:
         _leave("interrupted", 130)
-    except FloatingPointError as error:  # the run diverged
+    except (FloatingPointError, NotWritten) as error:  # the run diverged; it cannot save
         _leave(str(error), 1)
-    except RuntimeError as error:
-        if not _is_of_the_others(error):
-            raise
-        # Each says it: the first process may be the one that is not heard.
-        cause = str(error).splitlines()[0]
-        click.echo(f"process {os.environ.get('RANK')} lost the others: {cause}", err=True)
-        click.echo("the same command goes on from the last checkpoint", err=True)
-        os._exit(1)  # at once: to leave their group in order is to wait for them again
     except USER_MISTAKES as error:
         if os.environ.get("CLIP_UNLEARN_TRACEBACK"):
             raise
         _leave(str(error), 2)
+    except Exception as error:
+        cause = str(error).splitlines()[0] if str(error) else ""
+        # Each says it: the first process may be the one that is not heard.
+        if is_of_the_others(error):
+            _leave_alone(
+                f"lost the others: {cause}", "the same command goes on from the last checkpoint"
+            )
+        if is_full(error):
+            _leave_alone(
+                f"cannot write: {cause}", "free some space, then give the same command again"
+            )
+        raise
     else:
         sys.exit(code if isinstance(code, int) else 0)  # --help, or a plugin's ctx.exit(code)
 
 
-def _is_of_the_others(error: RuntimeError) -> bool:
-    """A process or host that does not answer; gloo has no error class of its own."""
-    return type(error).__name__.startswith("Dist") or "gloo" in str(error).lower()
+def _leave_alone(what: str, then: str) -> NoReturn:
+    """At once: to leave the others' group in order is to wait for them."""
+    click.echo(f"process {os.environ.get('RANK', 0)} {what}; {then}", err=True)
+    os._exit(1)
 
 
 def _leave(message: str, code: int) -> NoReturn:

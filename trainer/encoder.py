@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from trainer.api import BadSample, decode_picture
 from trainer.clip import Clip, Towers
+from trainer.failures import hear
 
 
 class ClipEncoder:
@@ -110,5 +111,7 @@ def _rank() -> tuple[int, int]:
 def _interleave(rows: Tensor, ranks: int) -> Tensor:
     """Every rank's rows, each holding every `ranks`-th, in the order of the whole."""
     gathered = [torch.empty_like(rows) for _ in range(ranks)]
-    dist.all_gather(gathered, rows.contiguous())
+    rows = rows.contiguous()
+    hear()
+    dist.all_gather(gathered, rows)
     return torch.stack(gathered, dim=1).flatten(0, 1)

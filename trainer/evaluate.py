@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -12,20 +13,36 @@ from trainer.api import Encoder, Evaluation, Tower
 from trainer.clip import Clip, Towers
 from trainer.config import Config
 from trainer.encoder import ClipEncoder
+from trainer.failures import Failed, on_all_ranks
 from trainer.measures import Measures
-from trainer.runs import Run
+from trainer.runs import Failures, Run
 from trainer.sections import ModelConfig
 from trainer.skips import Skips
 from trainer.strategies import start
 
 
-def measure(evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder) -> Measures:
-    """Every measure by its full name: `zero_shot/colour/accuracy` for a zero_shot named colour."""
-    return {
-        f"{prefix(name, evaluation)}/{measure}": value
-        for name, evaluation in evaluations.items()
-        for measure, value in evaluation.run(student, teacher)
-    }
+def measure(
+    evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder
+) -> tuple[Measures, Failures]:
+    """Every measure by its full name: `zero_shot/colour/accuracy` for a zero_shot named colour.
+
+    And why, for each evaluation that gave none: one that raises, on whatever rank, ends alone.
+    """
+    found: Measures = {}
+    failed: Failures = {}
+    for name, evaluation in evaluations.items():
+        path = prefix(name, evaluation)
+        try:
+            own = on_all_ranks(partial(_all_of, evaluation, student, teacher))
+        except Failed as error:
+            failed[path] = str(error)
+        else:
+            found |= {f"{path}/{measure}": value for measure, value in own.items()}
+    return found, failed
+
+
+def _all_of(evaluation: Evaluation, student: Encoder, teacher: Encoder) -> Measures:
+    return dict(evaluation.run(student, teacher))
 
 
 def prefix(name: str, evaluation: Evaluation) -> str:
@@ -60,12 +77,17 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
         original = encoder(clips.load(config.model))
         found = encoder(clips.load(_model_of(config.model, checkpoint))) if checkpoint else original
     with run.timed("before"):
-        before = after = measure(config.evaluations, original, original)
+        before, failed = measure(config.evaluations, original, original)
+        after = before
     if checkpoint:
         with run.timed("after"):
-            after = measure(config.evaluations, found, original)
+            after, failed_after = measure(config.evaluations, found, original)
+        failed |= failed_after
+    run.log(0, {}, failed)
     run.finish(before, after, Skips(), steps=0)
-    accelerator.end_training()
+    run.end()
+    if failed:
+        raise SystemExit(1)  # to measure was all that was asked for
 
 
 def _model_of(model: ModelConfig, checkpoint: str) -> ModelConfig:

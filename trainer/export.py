@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.clip import Clip
+from trainer.files import replace, replace_text
 from trainer.zoo import CONFIG
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -32,8 +32,8 @@ def export(clip: Clip, trained: Mapping[str, Tensor], folder: Path, dtype: torch
     config = {"model_cfg": clip.architecture, "preprocess_cfg": model.visual.preprocess_cfg}
     folder.mkdir(parents=True, exist_ok=True)
     clip.tokenize.save(folder)
-    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2)))
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    replace_text(folder / CONFIG, json.dumps(config, indent=2))
+    replace(folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
     return folder / WEIGHTS
 
 
@@ -60,12 +60,3 @@ def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_floating_point() and tensor.abs().amax() <= torch.finfo(dtype).max:
         return tensor.detach().to("cpu", dtype, copy=True).contiguous()
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or absent: written aside, then renamed."""
-    aside = path.with_name(f".{path.name}.tmp")
-    write(aside)
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)

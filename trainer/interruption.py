@@ -1,8 +1,16 @@
-"""A run that is told to stop: it saves at the end of the step, on all processes, and can go on."""
+"""A run that is told to stop: it saves at the end of the step, on all processes, and can go on.
+
+One whose launcher is killed cannot be told, and ends with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import re
 import signal
+import sys
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 
@@ -14,6 +22,21 @@ from torch import Tensor
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
 EXIT_CODE = 75  # "temporary failure, try again" of sysexits.h
 MARKER = "interrupted"  # in the run's folder; launchers swallow exit codes
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what they set
+LAUNCHER = re.compile(b"launch|torch")  # in the command line of one
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
+def end_with_launcher() -> None:
+    """When what launched this process is killed, it is too (Linux): it would train on beside the
+    run that takes its place. Who starts a process without a launcher may leave it alone."""
+    if not sys.platform.startswith("linux") or not any(name in os.environ for name in LAUNCHERS):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Killed before this line, it is replaced as parent by the first process, which launches
+    # nothing but in a container of its own.
+    if os.getppid() == 1 and not LAUNCHER.search(Path("/proc/1/cmdline").read_bytes()):
+        sys.exit("what launched this process is gone; start it again")
 
 
 class Interruption:
@@ -38,16 +61,17 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_told = True
 
-    def agree(self, losses: Tensor) -> tuple[bool, bool]:
-        """Whether any process is to stop, and whether any has a loss that is not finite.
+    def agree(self, losses: Tensor, has_failed: bool) -> tuple[bool, bool, bool]:
+        """Whether any process is to stop, has a loss that is not finite, could not save.
 
-        losses: (n,), this process's. A collective where there are several, and the step's one
-        GPU-CPU sync point: between forward and backward, where the least is lost by it.
+        losses: (n,), and has_failed, this process's. A collective where there are several, and the
+        step's one GPU-CPU sync point: between forward and backward, where the least is lost by it.
         """
         is_late = self._ends_at is not None and monotonic() > self._ends_at
-        is_asked = torch.tensor(float(self._is_told or is_late), device=losses.device)
-        found = torch.stack([is_asked, (~losses.isfinite()).any().float()])
+        told = [float(self._is_told or is_late), float(has_failed)]
+        lost = (~losses.isfinite()).any().float()
+        found = torch.cat([torch.tensor(told, device=losses.device), lost[None]])
         if self._accelerator.num_processes > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
-        stop, is_lost = found.tolist()
-        return bool(stop), bool(is_lost)
+        is_asked, is_unsaved, is_lost = map(bool, found.tolist())
+        return is_asked, is_lost, is_unsaved

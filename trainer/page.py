@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trainer.charts import share
+from trainer.files import replace_text
 from trainer.findings import count_people, count_points, duration
 from trainer.statistics import Estimate
 
@@ -34,9 +35,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
         ),
         **values,
     )
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(page, encoding="utf-8")
-    return aside.replace(path)
+    return replace_text(path, page)
 
 
 def written(value: float | None, is_share: bool = True) -> str:

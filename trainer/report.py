@@ -87,6 +87,7 @@ def write_report(run: Path, path: Path | None = None, shows_people: bool = False
         watched=watch_charts(curves.watched),
         skipped=sorted(results.skipped.items(), key=lambda item: -item[1]),
         bad_shards=_bad_shards(results),
+        failures=results.failures,
         config=config[:CONFIG_CHARACTERS],
         is_cut=len(config) > CONFIG_CHARACTERS,
         again=_commands(run, results.steps),
@@ -122,6 +123,7 @@ def summary(raw: Mapping[str, Any]) -> str:
             *_wrap(verdict(results)),
             *_wrap(in_words(judged(results), results.margin)),
             *_wrap(LIMITS),
+            *_wrap(results.failures_in_words),
             *_wrap(f"{took}." + (f" Samples skipped: {skipped}." if skipped else "")),
             *(f"  {count:,} {reason} in {shard}" for shard, reason, count in worst[:5]),
         ]

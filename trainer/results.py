@@ -7,11 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.statistics import Estimate
 
 Measures = Mapping[str, Any]  # by full name: a float, or a list where it is a histogram
+
+
+class Failure(NamedTuple):
+    """An evaluation that gave nothing, at each of these steps for the same cause."""
+
+    evaluation: str
+    steps: list[int]
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Results:
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     margin: float = 0.01  # of a task, up to which less counts as not worse
     code: Mapping[str, str | None] = field(default_factory=dict)
+    failed: Sequence[Mapping[str, Any]] = ()  # evaluation, step and cause of each that gave nothing
 
     @staticmethod
     def of(raw: Mapping[str, Any]) -> Results:
@@ -44,6 +53,22 @@ class Results:
 
     def count(self, measure: str) -> float | None:
         return self.after.get(measure, self.before.get(measure))
+
+    @property
+    def failures(self) -> list[Failure]:
+        found: dict[tuple[str, str], list[int]] = {}
+        for one in self.failed:
+            found.setdefault((one["evaluation"], one["cause"]), []).append(one["step"])
+        return [Failure(name, steps, cause) for (name, cause), steps in found.items()]
+
+    @property
+    def failures_in_words(self) -> str:
+        """One sentence, empty where nothing failed."""
+        told = "; ".join(
+            f"{name} at step {', '.join(map(str, steps))}: {cause}"
+            for name, steps, cause in self.failures
+        )
+        return f"Failed, and not measured then: {told}." if told else ""
 
     @property
     def names(self) -> dict[str, None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -18,16 +19,21 @@ from tqdm import tqdm
 
 from trainer.checkpoint import Checkpoints, Saved, find
 from trainer.config import Config
+from trainer.files import replace_text
 from trainer.interruption import EXIT_CODE, MARKER
+from trainer.lock import hold
 from trainer.measures import Measure, Measures, intervals, people, without_people
 from trainer.report import summary, write_report
 from trainer.skips import Skips
 from trainer.spread import Spread
+from trainer.tracking import Trackers
 from trainer.versions import code_version
 
 MAY_CHANGE = {"checkpoint", "margin", "memory", "profile", "timeout_seconds", "trackers"}
 MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
 CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
+FAILED = "failed"  # in a row of metrics
+Failures = dict[str, str]  # an evaluation's name: why it gave nothing
 
 
 class Run:
@@ -39,19 +45,24 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._started_at = perf_counter()
         self._bar: tqdm | None = None
-        saved = self._claim() if accelerator.is_main_process else None
+        self._lock: int | None = None
+        found = self._claim_or_refusal() if accelerator.is_main_process else None
         # Also a barrier: no other process looks at the folder before it is ours.
-        self.saved: Saved | None = broadcast_object_list([saved])[0]
+        found = broadcast_object_list([found])[0]
+        if isinstance(found, Exception):
+            raise found  # the same on every rank
+        self.saved: Saved | None = found
         if self.saved:
             self.say(f"{self.folder} goes on after step {self.saved.step}")
-        if config.trackers:
-            # Offline unless the user says otherwise: nothing leaves the machine by default.
-            os.environ.setdefault("WANDB_MODE", "offline")
-            accelerator.init_trackers(
-                "clip-unlearn",
-                config=_flat(config.resolved()),
-                init_kwargs={"wandb": {"name": self.folder.name, "dir": str(self.folder)}},
-            )
+        is_tracked = config.trackers and accelerator.is_main_process
+        self._trackers = Trackers(config, accelerator, self.warn) if is_tracked else None
+
+    def _claim_or_refusal(self) -> Saved | ValueError | OSError | None:
+        try:
+            self._lock = hold(self.folder)
+            return self._claim()
+        except (ValueError, OSError) as error:
+            return error
 
     def _claim(self) -> Saved | None:
         """Go on with a run of the same configuration that was cut off, or begin a new one."""
@@ -64,7 +75,7 @@ class Run:
         else:
             set_aside(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / "config.yaml", config)
+        replace_text(self.folder / "config.yaml", config)
         return saved
 
     def _was_cut_off(self) -> bool:
@@ -100,7 +111,7 @@ class Run:
     def leave(self, step: int, saves: Checkpoints | None) -> NoReturn:
         """In the middle, as it was told to. Launch files start a run again that left the marker."""
         if saves:
-            saves.wait()
+            saves.settle()
         if self.accelerator.is_main_process:
             (self.folder / MARKER).write_text(f"{step}\n")
         self.accelerator.wait_for_everyone()
@@ -112,7 +123,11 @@ class Run:
         if self.accelerator.is_main_process:
             tqdm.write(line)
 
-    def progress(self, steps: Iterable, first: int, total: int) -> Iterator:
+    def warn(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(line, file=sys.stderr)
+
+    def progress(self, steps: Iterable, first: int, total: int) -> Generator:
         self._bar = tqdm(
             steps,
             initial=first,
@@ -123,18 +138,27 @@ class Run:
         yield from self._bar
 
     def log(
-        self, step: int, values: Mapping[str, Measure], show: Mapping[str, float] | None = None
+        self,
+        step: int,
+        values: Mapping[str, Measure],
+        failed: Failures | None = None,
+        show: Mapping[str, float] | None = None,
     ) -> None:
         """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar."""
-        if not self.accelerator.is_main_process or not values:
+        if not self.accelerator.is_main_process or not (values or failed):
             return
         numbers = without_people(values)
-        row = {"step": step, "seconds": round(perf_counter() - self._started_at, 2), **numbers}
+        row: dict[str, Any] = {"step": step, "seconds": round(perf_counter() - self._started_at, 2)}
+        row |= numbers
+        if failed:
+            row[FAILED] = failed
+            for name, why in failed.items():
+                self.warn(f"step {step}: {name} was not measured: {why}; the run goes on")
         with open(self.folder / METRICS, "a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.config.trackers:
+        if self._trackers:
             scalars = {name: one for name, one in numbers.items() if not isinstance(one, list)}
-            self.accelerator.log(scalars, step=step)
+            self._trackers.log(scalars, step)
         if show and self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3g}" for name, value in show.items()})
 
@@ -157,15 +181,21 @@ class Run:
             "identities": max(one.num_identities for one in self.config.objectives.values()),
             "skipped": dict(total_skips.reasons),
             "bad_shards": total_skips.worst_shards(),
+            "failed": failures_in(self.folder / METRICS),
         }
         if found := people(before, after):
-            lines = "".join(json.dumps(row) + "\n" for row in found)
-            (self.folder / PEOPLE).write_text(lines)
-        aside = self.folder / ".results.json.tmp"
-        aside.write_text(json.dumps(results, indent=2))
-        aside.replace(self.folder / "results.json")
+            replace_text(self.folder / PEOPLE, "".join(json.dumps(row) + "\n" for row in found))
+        replace_text(self.folder / "results.json", json.dumps(results, indent=2))
         page = write_report(self.folder)
         self.say(f"\n{summary(results)}\n\nreport: {page}\nmodel:  {self.folder / 'model'}")
+
+    def end(self) -> None:
+        """Nothing is written any more."""
+        if self._trackers:
+            self._trackers.finish()
+        self.accelerator.end_training()
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def cut_metrics(path: Path, step: int) -> None:
@@ -174,14 +204,17 @@ def cut_metrics(path: Path, step: int) -> None:
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             rows.append(line)
-    _replace(path, "".join(rows))
+    replace_text(path, "".join(rows))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Whole or as it was."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    aside.replace(path)
+def failures_in(path: Path) -> list[dict[str, Any]]:
+    """Of all evaluations that a run's metrics.jsonl tells of: which, at which step, why."""
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return [
+        {"evaluation": name, "step": row["step"], "cause": why}
+        for row in rows
+        for name, why in row.get(FAILED, {}).items()
+    ]
 
 
 def _what_counts(resolved: dict[str, Any]) -> dict[str, Any]:
@@ -196,15 +229,3 @@ def set_aside(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         places = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
         folder.rename(next(place for place in places if not place.exists()))
-
-
-def _flat(tree: dict, above: str = "") -> dict[str, str | int | float]:
-    """Nested options as `data.lanes: 64`: trackers take no trees."""
-    flat: dict[str, str | int | float] = {}
-    for name, value in tree.items():
-        path = f"{above}{name}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{path}.")
-        else:
-            flat[path] = value if isinstance(value, (str, int, float)) else str(value)
-    return flat

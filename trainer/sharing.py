@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.failures import hear
+
 
 def share_rows(rows: Tensor, work: Callable[[Tensor], Tensor], block: int = 1024) -> Tensor:
     """`work` done on each block of rows by one rank; every rank gets all results, in order.
@@ -28,5 +30,6 @@ def share_rows(rows: Tensor, work: Callable[[Tensor], Tensor], block: int = 1024
     padded = done.new_zeros(max(sizes), *done.shape[1:])
     padded[: len(done)] = done
     gathered = [torch.empty_like(padded) for _ in range(ranks)]
+    hear()
     dist.all_gather(gathered, padded)
     return torch.cat([one[:size] for one, size in zip(gathered, sizes)])

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 
 from trainer.config import Config
+from trainer.interruption import end_with_launcher
 from trainer.spread import Spread, ZeroSpread
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,6 +48,7 @@ BUCKETS = {
 
 def start(config: Config) -> Accelerator:
     """accelerate, as it was launched. Raises ValueError where the ranks do not find each other."""
+    end_with_launcher()
     has_device = torch.accelerator.is_available()
     uses_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
     patience = timedelta(seconds=config.timeout_seconds)

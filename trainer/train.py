@@ -94,22 +94,22 @@ def train(config: Config) -> None:
         before = saved.before
     else:
         with run.timed("before"):
-            before = measure(config.evaluations, taught, taught)
-            run.log(0, before)
+            before, failed = measure(config.evaluations, taught, taught)
+            run.log(0, before, failed)
 
     stream = saved.stream if saved else None
     drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream)
     first = saved.step if saved else 0
+    left = config.steps - first
     window = saved.window(rank, device) if saved else []  # losses since they were last logged
     skips = saved.skips if saved and accelerator.is_main_process else Skips()
     minutes = config.checkpoint.stop_after_minutes
     with (
         run.timed("train"),
-        closing(drawn) as batches,
+        closing(drawn),
+        closing(run.progress(watch.waiting(islice(drawn, left)), first, config.steps)) as shown,
         Interruption(accelerator, minutes) as interruption,
     ):
-        rest_of = watch.waiting(islice(batches, config.steps - first))
-        shown = run.progress(rest_of, first, config.steps)
         steps = traced(shown, first + 1, config.profile.steps, run.folder / "trace", rank)
         for step, batch in enumerate(steps, first + 1):
             for group in optimizer.param_groups:
@@ -129,9 +129,13 @@ def train(config: Config) -> None:
                             add(losses, f"{name}/{term}", value.detach() / num_parts)
                         loss = loss + objectives[name].options.weight * sum(terms.values())
                     if accelerator.sync_gradients:  # the last part: before anything is updated
-                        is_asked, is_lost = interruption.agree(torch.stack(list(losses.values())))
+                        is_asked, is_lost, is_unsaved = interruption.agree(
+                            torch.stack(list(losses.values())), bool(saves and saves.has_failed)
+                        )
                         if is_lost:
                             raise lost(step, losses, batch, saves)
+                        if saves and is_unsaved:
+                            saves.settle()
                     accelerator.backward(loss)  # under DeepSpeed also the update
             if config.optimizer.anchor:
                 pull.add(spread.trained)
@@ -151,10 +155,10 @@ def train(config: Config) -> None:
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 with watch.aside():
-                    run.log(step, measure(evaluations, learner, taught))
+                    run.log(step, *measure(evaluations, learner, taught))
             if saves and step < config.steps and (saves.due(step) or is_asked):
                 with watch.aside():
-                    saves.save(step, batches.order, batch.positions, before, skips, window)
+                    saves.save(step, drawn.order, batch.positions, before, skips, window)
             if is_asked and step < config.steps:
                 run.leave(step, saves)
     if saves:
@@ -164,10 +168,10 @@ def train(config: Config) -> None:
         if accelerator.is_main_process:
             export(clip, trained, run.folder / "model", getattr(torch, config.export.dtype))
     with run.timed("after"):
-        after = measure(config.evaluations, learner, taught)
-        run.log(config.steps, after)
+        after, failed = measure(config.evaluations, learner, taught)
+        run.log(config.steps, after, failed)
     run.finish(before, after, skips, config.steps)
-    accelerator.end_training()
+    run.end()
 
 
 def add(losses: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -1,0 +1,46 @@
+"""Files that are whole or as they were, and a disk that has no room for them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NotWritten(OSError):
+    """A run that cannot keep what it learns; the message says what to do."""
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> Path:
+    """Written aside by `write`, put on the disk, then renamed. Gives the path."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        write(aside)
+        sync(aside)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # it may be what fills the disk
+        raise
+    return aside.replace(path)
+
+
+def replace_text(path: Path, text: str) -> Path:
+    return replace(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def sync(path: Path) -> None:
+    """A file or folder, so that it outlives a machine that goes down."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_full(error: BaseException) -> bool:
+    """No room on the disk or in the quota. Libraries in Rust have errors of their own for it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL)
