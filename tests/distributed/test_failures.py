@@ -1,0 +1,156 @@
+"""What fails on one of two processes, and what both say and do then: real processes over gloo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, demo_without_attack
+from tests.trainer.test_checkpoint import finished, launched
+from trainer.failures import cause
+from trainer.runs import cut_metrics, failures_in
+
+BREAKING = '''
+import math
+import os
+
+from trainer import Evaluation, Objective, Pair, Tower, cosine_distance, hookimpl, share_rows
+
+ALONE = os.environ.get("RANK") == "1"
+
+
+class Broken(Evaluation):
+    """Raises on every process."""
+
+    kind = "broken"
+
+    def run(self, student, teacher):
+        yield "rows", float(len(student.encode_text(["one", "two"])))
+        {}["Somebody's Name"]
+
+
+class BrokenAlone(Evaluation):
+    """Raises on one process while the other goes on to the next collective."""
+
+    kind = "broken_alone"
+
+    def run(self, student, teacher):
+        rows = student.encode_text(["one", "two", "three"])
+        if ALONE:
+            raise OSError(5, "Input/output error")
+        yield "sum", float(share_rows(rows, lambda some: some, block=1).sum())
+
+
+class NotFinite(Objective):
+    """Its loss is no number, on one process alone, from the third step on."""
+
+    kind = "not_finite"
+    trains = frozenset({Tower.TEXT})
+    steps = 0
+
+    def pair(self, clean, turn, rng):
+        return clean.text and Pair(clean.text, teacher_text=clean.text)
+
+    def loss_fn(self, teacher):
+        def loss(student, taught):
+            NotFinite.steps += 1
+            far = cosine_distance(student.text, taught.text)
+            return {"far": far * math.nan if ALONE and NotFinite.steps > 2 else far}
+
+        return loss
+
+
+@hookimpl
+def trainer_evaluations():
+    return [Broken, BrokenAlone]
+
+
+@hookimpl
+def trainer_objectives():
+    return [NotFinite]
+'''
+BREAKS = ["plugins=[../breaking.py]", "timeout_seconds=600", "steps=6", "checkpoint.every=2"]
+
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Path:
+    demo_without_attack(small_world, "small")
+    (small_world / "breaking.py").write_text(BREAKING)
+    return small_world
+
+
+def test_an_evaluation_that_raises_on_one_process_or_all_ends_alone_and_the_run_goes_on(world):
+    """Much sooner than `timeout_seconds`: nobody waits for who failed."""
+    text = finished(
+        world, "broken", *BREAKS, "evaluations.on_all={kind: broken, every: 4}",
+        "evaluations.on_one={kind: broken_alone, every: 4}", ranks=2,
+    )  # fmt: skip
+    folder = world / "runs/broken"
+    results = json.loads((folder / "results.json").read_text())
+    assert {one["evaluation"] for one in results["failed"]} == {
+        "broken/on_all", "broken_alone/on_one",
+    }  # fmt: skip
+    for name, why in (
+        ("broken/on_all", "KeyError (breaking.py:17)"),
+        ("broken_alone/on_one", "OSError: Input/output error (breaking.py:28), on process 1 alone"),
+    ):
+        told = [one for one in results["failed"] if one["evaluation"] == name]
+        assert [one["step"] for one in told] == [0, 4, 6]
+        assert {one["cause"] for one in told} == {why}
+        for step in (0, 4, 6):
+            line = f"step {step}: {name} was not measured: {why}; the run goes on"
+            assert text.count(line) == 1
+        assert f"{name} at step 0, 4, 6" in " ".join(text.split())
+        assert name in (folder / "report.html").read_text()
+    assert "zero_shot/colour/accuracy" in results["after"]
+    assert not [name for name in results["after"] if name.startswith("broken")]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "keep/text" in row] == [4, 6]
+    for path in (folder / "results.json", folder / "metrics.jsonl", folder / "report.html"):
+        assert "Somebody" not in path.read_text()
+    assert "Somebody" not in text
+
+
+def test_a_loss_that_is_no_number_on_one_of_two_processes_stops_both_and_is_named_once(world):
+    objective = "objectives.odd={kind: not_finite, batch_size: 8}"
+    process = launched(world, "odd", *BREAKS, objective, ranks=2)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert text.count("the loss odd/far is nan at step 3; nothing was updated or exported") == 1
+    assert "step-00000002 is the last checkpoint" in text and "clean/00000.tar" in text
+    assert "Traceback (most recent call last)" not in text.split("the loss odd/far")[0]
+    assert not (world / "runs/odd/model").exists()
+
+
+def test_a_cause_is_one_line_and_quotes_no_name_that_was_looked_up(tmp_path):
+    def raised(work) -> str:
+        with pytest.raises(Exception) as caught:
+            work()
+        return cause(caught.value)
+
+    def refuse():
+        raise ValueError("a roster of 3 people is too small\nand more")
+
+    name = "Jane Roe"
+    assert raised(refuse).startswith("ValueError: a roster of 3 people is too small (test_failures")
+    for quotes in (
+        lambda: {}[name], lambda: [].index(name), lambda: int(name), lambda: float(name),
+        lambda: (tmp_path / name).read_text(), lambda: getattr(name, name),
+    ):  # fmt: skip
+        assert "Jane" not in raised(quotes) and "Error" in raised(quotes)
+    assert raised(lambda: (tmp_path / name).read_text()).startswith(
+        "FileNotFoundError: No such file or directory ("
+    )
+
+
+def test_failures_before_a_kill_are_still_told_of_when_the_run_went_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "failed": {"zero_shot/colour": "OSError"}} for step in (0, 4, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cut_metrics(path, 6)
+    assert failures_in(path) == [
+        {"evaluation": "zero_shot/colour", "step": step, "cause": "OSError"} for step in (0, 4)
+    ]
+    assert failures_in(REPOSITORY / "nothing") == []

@@ -1,0 +1,154 @@
+"""kill -9 of one process, of all, of the launcher: the others end, and a restart loses nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import psutil
+import pytest
+
+from tests.conftest import REPOSITORY, demo_without_attack, kill_all
+from tests.trainer.test_checkpoint import SMALL, finished, launched, same_result
+from trainer.checkpoint import find
+
+RANKS = 2
+MOST_STEPS = 3  # of one start in a chain of kills, before it is killed at the latest
+PATIENCE_SECONDS = 60  # until all that is left of a killed run has ended; far less is needed
+STARTING_SECONDS = 8.0  # from the launcher to the first steps, about
+
+
+def ranks_of(launcher: psutil.Process) -> list[psutil.Process]:
+    return [one for one in launcher.children() if "trainer" in one.cmdline()]
+
+
+def kill_one(process: subprocess.Popen, rng: Random) -> None:
+    """One of the ranks, where they are started yet."""
+    with suppress(psutil.NoSuchProcess):
+        if ranks := ranks_of(psutil.Process(process.pid)):
+            rng.choice(ranks).kill()
+            return
+    process.kill()
+
+
+def kill_launcher(process: subprocess.Popen, rng: Random) -> None:
+    process.kill()
+
+
+def kill_everything(process: subprocess.Popen, rng: Random) -> None:
+    with suppress(psutil.NoSuchProcess):
+        kill_all(process)
+
+
+KILLS: list[Callable[[subprocess.Popen, Random], None]] = [
+    kill_one, kill_launcher, kill_everything,
+]  # fmt: skip
+
+
+def killed(process: subprocess.Popen, kill: Callable, rng: Random) -> str:
+    """What it printed; all that it had started has ended by itself."""
+    with suppress(psutil.NoSuchProcess):
+        left = psutil.Process(process.pid).children(recursive=True)
+    kill(process, rng)
+    _, alive = psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
+    assert not alive
+    return process.communicate(timeout=PATIENCE_SECONDS)[0]
+
+
+def newest_step(folder: Path) -> int:
+    """By the names alone: it is asked for every few milliseconds."""
+    return max((int(one.name[5:13]) for one in folder.glob("step-*[0-9]")), default=0)
+
+
+def wait_for_moment(process: subprocess.Popen, checkpoints: Path, kind: str, rng: Random) -> None:
+    """While it starts or at its first steps; some time after a step; or inside a save."""
+    first, ends_at = newest_step(checkpoints), time.monotonic() + rng.uniform(0, STARTING_SECONDS)
+    while process.poll() is None:
+        done = newest_step(checkpoints) - first
+        if done >= MOST_STEPS or kind == "start" and time.monotonic() >= ends_at:
+            return
+        if kind == "step" and done:
+            time.sleep(rng.uniform(0, 0.2))
+            return
+        if kind == "save" and done and list(checkpoints.glob("*.tmp")):
+            time.sleep(rng.uniform(0, 0.05))
+            return
+        time.sleep(0.002)
+    raise AssertionError(process.communicate()[0])
+
+
+def assert_survives(world: Path, num_kills: int, seed: int, steps: int) -> None:
+    """A run that is killed again and again ends with the result of one that was left alone."""
+    few = [f"steps={steps}", "checkpoint.every=1"]
+    name, whole = f"killed-{num_kills}", f"whole-{num_kills}"
+    checkpoints = world / "runs" / name / "checkpoints"
+    rng, num_cut_saves = Random(seed), 0
+    for i in range(num_kills):
+        kind = ("save", "step", "start")[i // len(KILLS) % 3]
+        process = launched(world, name, *few, ranks=RANKS)
+        wait_for_moment(process, checkpoints, kind, rng)
+        killed(process, KILLS[i % len(KILLS)], rng)
+        num_cut_saves += bool(list(checkpoints.glob("*.tmp")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # whole or absent, never damaged
+            assert bool(find(checkpoints)) == bool(newest_step(checkpoints))
+    step = newest_step(checkpoints)
+    assert 0 < step < steps and num_cut_saves
+    assert f"goes on after step {step}" in finished(world, name, *few, ranks=RANKS)
+    finished(world, whole, *few, ranks=RANKS)
+    same_result(world, name, whole)
+
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Path:
+    demo_without_attack(small_world, "small")
+    return small_world
+
+
+def test_killed_inside_a_save_in_each_way_a_run_ends_with_the_weights_of_one_left_alone(world):
+    assert_survives(world, num_kills=3, seed=0, steps=16)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_moments_a_run_ends_with_the_weights_of_one_left_alone(world):
+    assert_survives(world, num_kills=30, seed=1, steps=100)
+
+
+def test_when_a_process_is_killed_the_others_end_and_say_so(world):
+    process = launched(world, "one-gone", "checkpoint.every=1", "steps=200", ranks=RANKS)
+    checkpoints = world / "runs/one-gone/checkpoints"
+    wait_for_moment(process, checkpoints, "step", Random(0))
+    last = ranks_of(psutil.Process(process.pid))[-1]
+    text = killed(process, lambda *_: last.kill(), Random(0))
+    assert process.returncode != 0
+    (line,) = [one for one in text.splitlines() if "lost the others: " in one]
+    assert line.startswith("process 0 ") and "goes on from the last checkpoint" in line
+
+
+def test_a_second_run_in_the_same_folder_is_refused_on_all_ranks_and_the_first_goes_on(world):
+    process = launched(world, "shared", "checkpoint.every=1", "steps=200", ranks=RANKS)
+    wait_for_moment(process, world / "runs/shared/checkpoints", "step", Random(0))
+    second = launched(world, "shared", "checkpoint.every=1", "steps=200", ranks=RANKS)
+    text = second.communicate(timeout=120)[0]
+    assert second.returncode != 0 and text.count("runs/shared is in use by process ") == 1
+    assert process.poll() is None and not (world / "runs/shared.1").exists()
+    killed(process, kill_everything, Random(0))
+
+
+def test_what_accelerate_launched_alone_ends_with_its_launcher(world):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+         REPOSITORY / "launch/cpu.yaml", "-m", "trainer", "train", "configs/small.yaml", *SMALL,
+         "output=runs/alone", "steps=200", "checkpoint.every=1"],
+        cwd=world, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_for_moment(process, world / "runs/alone/checkpoints", "step", Random(0))
+    killed(process, kill_launcher, Random(0))
