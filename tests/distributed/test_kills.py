@@ -22,6 +22,7 @@ from trainer.checkpoint import find
 RANKS = 2
 MOST_STEPS = 3  # of one start in a chain of kills, before it is killed at the latest
 PATIENCE_SECONDS = 60  # until all that is left of a killed run has ended; far less is needed
+ENDLESS = "steps=100000"
 STARTING_SECONDS = 8.0  # from the launcher to the first steps, about
 
 
@@ -58,7 +59,9 @@ def killed(process: subprocess.Popen, kill: Callable, rng: Random) -> str:
         left = psutil.Process(process.pid).children(recursive=True)
     kill(process, rng)
     _, alive = psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
-    assert not alive
+    for one in alive:
+        one.kill()
+    assert not alive, "orphans that had gone on"
     return process.communicate(timeout=PATIENCE_SECONDS)[0]
 
 
@@ -122,7 +125,7 @@ def test_killed_at_thirty_moments_a_run_ends_with_the_weights_of_one_left_alone(
 
 
 def test_when_a_process_is_killed_the_others_end_and_say_so(world):
-    process = launched(world, "one-gone", "checkpoint.every=1", "steps=200", ranks=RANKS)
+    process = launched(world, "one-gone", "checkpoint.every=1", ENDLESS, ranks=RANKS)
     checkpoints = world / "runs/one-gone/checkpoints"
     wait_for_moment(process, checkpoints, "step", Random(0))
     last = ranks_of(psutil.Process(process.pid))[-1]
@@ -133,9 +136,9 @@ def test_when_a_process_is_killed_the_others_end_and_say_so(world):
 
 
 def test_a_second_run_in_the_same_folder_is_refused_on_all_ranks_and_the_first_goes_on(world):
-    process = launched(world, "shared", "checkpoint.every=1", "steps=200", ranks=RANKS)
+    process = launched(world, "shared", "checkpoint.every=1", ENDLESS, ranks=RANKS)
     wait_for_moment(process, world / "runs/shared/checkpoints", "step", Random(0))
-    second = launched(world, "shared", "checkpoint.every=1", "steps=200", ranks=RANKS)
+    second = launched(world, "shared", "checkpoint.every=1", ENDLESS, ranks=RANKS)
     text = second.communicate(timeout=120)[0]
     assert second.returncode != 0 and text.count("runs/shared is in use by process ") == 1
     assert process.poll() is None and not (world / "runs/shared.1").exists()
@@ -146,7 +149,7 @@ def test_what_accelerate_launched_alone_ends_with_its_launcher(world):
     process = subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
          REPOSITORY / "launch/cpu.yaml", "-m", "trainer", "train", "configs/small.yaml", *SMALL,
-         "output=runs/alone", "steps=200", "checkpoint.every=1"],
+         "output=runs/alone", ENDLESS, "checkpoint.every=1"],
         cwd=world, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
