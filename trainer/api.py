@@ -192,6 +192,8 @@ class Evaluation:
         histogram; or `Rows`, one for each person, which are kept of before and after alone, in the
         run's folder, and never logged. Names are joined to the evaluation's own by `/`,
         `forget/tpr` becoming `identity_inference/forget/tpr`.
+
+        What it raises, on whatever rank, costs this moment's measures of its own and no more.
         """
         raise NotImplementedError
 

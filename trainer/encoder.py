@@ -43,6 +43,7 @@ class ClipEncoder:
     def _embed(self, items: Sequence, embed: Callable[[list], Tensor]) -> Tensor:
         if not len(items):
             return torch.zeros(0, 0, device=self._device)
+        hear()  # where weights are sharded, their forward would wait for a rank that failed
         rank, ranks = _rank()
         # All ranks run the towers equally often, be it on a first row once more: where weights
         # are sharded, every forward is a collective.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,14 +55,38 @@ def test_two_hosts_give_the_result_of_one(world, strategy):
     assert_same(world, f"{strategy}-hosts", "one-host")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
-def test_cut_off_from_each_other_both_say_so_in_time_and_go_on_when_mended(world, strategy):
-    name = f"{strategy}-cut"
-    process = started(world, name, f"{strategy}.yaml")
+def wait_for_save(process: subprocess.Popen, world: Path, name: str) -> None:
     saved = world / "runs" / name / "checkpoints/step-00000010"
     while not saved.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_when_a_host_is_gone_the_other_says_so_in_time_and_a_restart_goes_on(world, gone):
+    """The first holds what the processes find each other by."""
+    name, left = f"without-{gone}", 1 - gone
+    process = started(world, name, "ddp.yaml")
+    wait_for_save(process, world, name)
+    on_it = subprocess.run(
+        ["ip", "netns", "pids", f"forgetting-{gone}"], check=True, capture_output=True, text=True
+    )
+    for pid in map(int, on_it.stdout.split()):
+        with suppress(ProcessLookupError):  # it ended with its launcher
+            os.kill(pid, signal.SIGKILL)
+    text = process.communicate(timeout=3 * TIMEOUT_SECONDS)[0]
+    assert process.returncode != 0
+    assert f"[host {left}] process {left} lost the others" in text
+    text = started(world, name, "ddp.yaml").communicate(timeout=200)[0]
+    assert "goes on after step" in text
+    assert_same(world, name, "one-host")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
+def test_cut_off_from_each_other_both_say_so_in_time_and_go_on_when_mended(world, strategy):
+    name = f"{strategy}-cut"
+    process = started(world, name, f"{strategy}.yaml")
+    wait_for_save(process, world, name)
     subprocess.run(["ip", "-n", "forgetting-1", "link", "set", "eth0", "down"], check=True)
     text = process.communicate(timeout=3 * TIMEOUT_SECONDS)[0]
     assert process.returncode != 0

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, demo_without_attack
 from trainer.config import load_config
 from trainer.evaluate import evaluate_checkpoint
 
@@ -76,3 +76,38 @@ def test_single_people_are_in_no_other_file(folder):
     results = (folder / "results.json").read_text()
     assert not [row for row in rows if row["identity"] in results]
     assert "identity_inference/people" not in json.loads(results)["after"]
+
+
+BROKEN = """
+from trainer import Evaluation, hookimpl
+
+class Broken(Evaluation):
+    kind = "broken"
+
+    def run(self, student, teacher):
+        raise ValueError("nothing to measure")
+
+@hookimpl
+def trainer_evaluations():
+    return [Broken]
+"""
+
+
+def test_where_an_evaluation_fails_the_others_are_measured_and_the_code_is_1(
+    small_world, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(small_world)
+    demo_without_attack(small_world, "colour")
+    (tmp_path / "broken_measure.py").write_text(BROKEN)
+    changes = [
+        f"plugins=[{tmp_path}/broken_measure.py]",
+        "evaluations.broken={kind: broken}",
+        "output=runs/measured-in-part",
+    ]
+    with pytest.raises(SystemExit) as left:
+        evaluate_checkpoint(load_config("configs/colour.yaml", changes), "plugins/fictitious/clip")
+    assert left.value.code == 1
+    results = json.loads((small_world / "runs/measured-in-part/results.json").read_text())
+    cause = "ValueError: nothing to measure (broken_measure.py:8)"
+    assert results["failed"] == [{"evaluation": "broken", "step": 0, "cause": cause}]
+    assert "zero_shot/colour/accuracy" in results["after"]
