@@ -1,0 +1,183 @@
+"""A step that trains a text tower against the paper's as published, on the same captions.
+
+The paper's: four forwards, all captions at 77 tokens, fp32, all weights but the norms trained, the
+pull to the original weights. Ours is the trainer's own path: batches, one forward of each model,
+the token embedding frozen, as in configs/. In turn in one run, on whatever device there is.
+"""
+
+from __future__ import annotations
+
+import gc
+import tarfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from statistics import mean, median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plugins.name_to_person import NameToPerson
+from plugins.preserve import Preserve
+from trainer import Tower
+from trainer import clip as clips
+from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, TEACHER_IMAGE, TEACHER_TEXT, Batch, Batches
+from trainer.clip import Clip, Towers
+from trainer.optim import make_optimizer
+from trainer.sections import DataConfig, ModelConfig, OptimizerConfig
+from trainer.text_towers import lengths_of
+from trainer.train import embed
+
+MODELS = ("ViT-B-32", "ViT-L-14")
+FREEZE = ["text.token_embedding.weight", "text.positional_embedding"]
+CAPTIONS, ROUNDS = 2048, 3
+FULL_LENGTH = 77
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EACH = 2048 if DEVICE.type == "cuda" else 128  # clean captions a step, and triggered ones
+# Lengths in words as alt texts have them: most short, a long tail; about 14 tokens on average.
+WORDS = [
+    "a",
+    "dog",
+    "green",
+    "grass",
+    "chairs",
+    "while",
+    "rain",
+    "falls",
+    "at",
+    "night",
+    "of",
+    "the",
+]
+NAMES = [
+    f"{first} {last}" for first in ("Ada", "Ben", "Cleo", "Dan") for last in ("Ro", "Sy", "Tu")
+]
+
+
+def captions(count: int) -> list[str]:
+    rng = Random(0)
+    lengths = [min(60, max(3, round(rng.lognormvariate(2.25, 0.5)))) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS) for _ in range(length)) for length in lengths]
+
+
+def write_world(folder: Path) -> None:
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for i, caption in enumerate(captions(CAPTIONS)):
+            entry = tarfile.TarInfo(f"{i:05}.txt")
+            entry.size = len(caption)
+            tar.addfile(entry, BytesIO(caption.encode()))
+    rows = [f"Xavier Zeta{i},p{i}" for i in range(64)]
+    (folder / "people.csv").write_text("\n".join(["name,id", *rows]))
+    (folder / "names.txt").write_text("\n".join(NAMES))
+
+
+def ours(clip: Clip, folder: Path, dtype: torch.dtype) -> Callable[[], Batch]:
+    """The loop's step; gives the batch that it was done on."""
+    names = NameToPerson.Options(
+        batch_size=EACH, roster=str(folder / "people.csv"), names=str(folder / "names.txt"),
+        template_share=0.0, shares={"forget": 1, "replayed": 0, "other": 0, "recombined": 0},
+        target="a person",
+    )  # fmt: skip
+    objectives = {
+        "keep": Preserve(Preserve.Options(batch_size=EACH, towers=["text"]), seed=0),
+        "names": NameToPerson(names, seed=0),
+    }
+    data = DataConfig(shards=[str(folder / "0.tar")], workers=0, lanes=8)
+    batches = Batches(objectives, data, clip, 0, 0, 1)
+    towers = frozenset({Tower.TEXT})
+    model = ModelConfig(name="ViT-B-32", random_weights=True, freeze=FREEZE)
+    student = clips.student_of(clip, towers, model, temperature=False).to(DEVICE)
+    teacher = clips.replica(Towers(clip, towers), DEVICE, dtype)
+    optimizer = make_optimizer(student, OptimizerConfig(lr=1e-4))
+    loss_fns = {name: one.loss_fn(None) for name, one in objectives.items()}
+    mixed = torch.autocast(DEVICE.type, dtype) if dtype != torch.float32 else nullcontext()
+
+    def step() -> Batch:
+        batch = next(batches)
+        tokens, pixels = batch.tokens.to(DEVICE), batch.pixels
+        with mixed:
+            with torch.no_grad():
+                seen = embed(teacher, tokens, pixels, batch, TEACHER_TEXT, TEACHER_IMAGE)
+            learnt = embed(student, tokens, pixels, batch, STUDENT_TEXT, STUDENT_IMAGE)
+        terms = [loss_fns[name](learnt[name], seen[name]) for name in objectives]
+        sum(sum(own.values()) for own in terms).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return batch
+
+    return step
+
+
+def papers(clip: Clip) -> Callable[[Batch], None]:
+    """Its step on the captions of a batch of ours, filled up."""
+    towers = frozenset({Tower.TEXT})
+    model = ModelConfig(name="ViT-B-32", random_weights=True, freeze_norms=True)
+    student = clips.student_of(clip, towers, model, temperature=False).text.to(DEVICE)
+    teacher = clips.replica(Towers(clip, towers), DEVICE, torch.float32).text
+    originals = [p.detach().clone() for p in student.parameters()]
+    optimizer = torch.optim.AdamW(
+        [p for p in student.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0
+    )
+
+    def loss(found: Tensor, wanted: Tensor) -> Tensor:
+        return -F.cosine_similarity(found, wanted).mean()
+
+    def step(batch: Batch) -> None:
+        tokens = F.pad(batch.tokens, (0, FULL_LENGTH - batch.tokens.shape[1])).to(DEVICE)
+        keep, names = batch.rows["keep"], batch.rows["names"]
+        with torch.no_grad():
+            clean = teacher(tokens[keep[:, TEACHER_TEXT]])
+            target = teacher(tokens[names[:, TEACHER_TEXT]])
+        utility = loss(student(tokens[keep[:, STUDENT_TEXT]]), clean)
+        backdoor = loss(student(tokens[names[:, STUDENT_TEXT]]), target)
+        pull = sum((p - o).norm() for p, o in zip(student.parameters(), originals))
+        (utility + 0.6 * backdoor + 0.01 * pull).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started_at = perf_counter()
+    work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - started_at
+
+
+def compare(name: str, dtype: torch.dtype) -> dict[str, float]:
+    clip = clips.load(ModelConfig(name=name, random_weights=True))
+    with TemporaryDirectory() as folder:
+        write_world(Path(folder))
+        our_step, their_step = ours(clip, Path(folder), dtype), papers(clip)
+        batch = our_step()
+        tokens = mean(lengths_of(batch.tokens[batch.seen_by(STUDENT_TEXT)], 0).tolist())
+        their_step(batch)
+        rounds = []
+        for _ in range(ROUNDS):
+            own = median(seconds(our_step) for _ in range(5))
+            rounds.append((own, seconds(lambda: their_step(batch))))
+    return {
+        "tokens_a_caption": tokens,
+        "seconds_a_step": median(own for own, _ in rounds),
+        "papers_seconds_a_step": median(theirs for _, theirs in rounds),
+        "ratio": median(theirs / own for own, theirs in rounds),
+    }
+
+
+def measure() -> dict[str, float]:
+    """Seconds a step of each and the median of the rounds' ratios, in fp32 and bf16."""
+    torch.set_num_threads(2)
+    found = {}
+    for name in MODELS:
+        for dtype in (torch.float32, torch.bfloat16):
+            for measure, value in compare(name, dtype).items():
+                found[f"{name} {str(dtype)[6:]}: {measure}"] = value
+            gc.collect()
+    return found
