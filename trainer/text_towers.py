@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 GROUPS, MIN_GROUP = 4, 32  # captions: fewer are not worth a call of their own
 
@@ -45,9 +46,16 @@ def takes_short_text(tower: nn.Module, pad_id: int) -> bool:
 
 def short_text(tower: TextTransformer, tokens: Tensor, pad_id: int, full_length: int) -> Tensor:
     """`tower.forward` at the length of the tokens, which open_clip's refuses. Returns (n, d)."""
-    if tokens.device.type == "cpu":
+    if tokens.device.type == "cpu" and not is_shared_out(tower):
         return by_length(tower, tokens, pad_id)
     return cut_text(tower, tokens)
+
+
+def is_shared_out(tower: nn.Module) -> bool:
+    """Whether each process has a part of the weights (FSDP2, ZeRO-3): to run a tower is then a
+    collective, so that all have to run it equally often, however many captions they have.
+    """
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in tower.parameters())
 
 
 def by_length(tower: TextTransformer, tokens: Tensor, pad_id: int) -> Tensor:
@@ -55,13 +63,17 @@ def by_length(tower: TextTransformer, tokens: Tensor, pad_id: int) -> Tensor:
 
     A CPU's way: on a GPU small calls cost more than padding, and lengths a synchronisation.
     """
+    groups = groups_of(tokens, pad_id)
+    embedded = [cut_text(tower, tokens[rows, :length]) for rows, length in groups]
+    return torch.cat(embedded)[torch.cat([rows for rows, _ in groups]).argsort()]
+
+
+def groups_of(tokens: Tensor, pad_id: int) -> list[tuple[Tensor, int]]:
+    """Rows of like length, and the longest's length."""
     lengths = lengths_of(tokens, pad_id)
     order = lengths.argsort(stable=True)
     num_groups = max(1, min(GROUPS, len(tokens) // MIN_GROUP))
-    embedded = [
-        cut_text(tower, tokens[rows, : int(lengths[rows[-1]])]) for rows in order.chunk(num_groups)
-    ]
-    return torch.cat(embedded)[order.argsort()]
+    return [(rows, int(lengths[rows[-1]])) for rows in order.chunk(num_groups)]
 
 
 def lengths_of(tokens: Tensor, pad_id: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
+from torch import distributed as dist
 from torch import nn
 
 from tests.conftest import TINY
@@ -35,7 +36,8 @@ from trainer.api import Tower, decode_picture
 from trainer.clip import Towers, student_of
 from trainer.preprocess import Prepare, Tokenizer
 from trainer.sections import ModelConfig
-from trainer.text_towers import takes_short_text
+from trainer.strategies import spread_out
+from trainer.text_towers import MIN_GROUP, takes_short_text
 from trainer.zoo import preprocessing_beside, warn_of_activation
 
 BOTH = frozenset(Tower)
@@ -113,6 +115,24 @@ def test_captions_keep_their_padding_where_a_pad_could_be_read(plain, change, pa
     assert takes_short_text(tower, 0)
     vars(tower).update(change)
     assert not takes_short_text(tower, pad_id)
+
+
+@pytest.mark.parametrize(("is_shared_out", "calls"), [(False, 2), (True, 1)])
+def test_a_tower_in_parts_runs_once_however_many_captions_there_are(plain, is_shared_out, calls):
+    """A process with fewer would not take part in the second call, which waits for it for ever."""
+    towers = copy.deepcopy(Towers(plain.clip, frozenset({Tower.TEXT})))
+    tokens = plain.clip.tokenize([f"a hat {i} {'on ' * (i % 5)}" for i in range(2 * MIN_GROUP)])
+    wanted = towers(tokens, None)[0]
+    seen = []
+    towers.text.transformer.register_forward_hook(lambda *args: seen.append(1))
+    try:
+        if is_shared_out:
+            towers = spread_out(clips.frozen(towers), CPU, offload=False)
+        torch.testing.assert_close(towers(tokens, None)[0], wanted, rtol=0, atol=1e-5)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    assert len(seen) == calls
 
 
 def test_only_the_towers_asked_for_are_held(plain):
