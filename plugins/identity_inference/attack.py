@@ -107,7 +107,9 @@ class Attack:
 
     def faces(self, model: Encoder) -> Faces:
         embedded = model.encode_image(self._pictures)
-        return Faces(embedded, embedded.isfinite().all(-1).cpu().view(-1, self.num_pictures))
+        # By the largest: a mask as large as the embeddings would be one more copy of them.
+        largest = torch.linalg.vector_norm(embedded, torch.inf, dim=-1)
+        return Faces(embedded, largest.isfinite().cpu().view(-1, self.num_pictures))
 
     def attacked(self, faces: Faces) -> Iterator[tuple[Group, Tensor]]:
         """Each group with the indices of those of its people who have enough pictures."""

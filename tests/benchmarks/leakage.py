@@ -1,0 +1,55 @@
+"""Can forgotten be told from never known? The demo with its targets, and with "a person" for all.
+
+Both train the demo in its own world and ask `leakage` of the result: AUCs of forgotten against
+unknown people, the most telling score's folded to above .5. An attacker who tries names of his own
+(`strangers`), and one who holds the names that training used, targets among them (`insider`).
+What is done already is not done again: remove runs/bench/leakage to start over.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tests.benchmarks.seeds import REPOSITORY, config, launch
+
+ROSTERS = "runs/world/rosters"
+LEAKAGE = {
+    "kind": "leakage",
+    "forgotten": f"{ROSTERS}/attack_forget.csv",
+    "unknown": f"{ROSTERS}/attack_unknown.csv",
+}
+NAMES = {"strangers": "distractors", "insider": "other_names"}  # that an attacker compares with
+TARGETS = {
+    "unknown people": [],
+    "a person": ["objectives.names.target=a person", "objectives.faces.target=text"],
+}
+
+
+def measure() -> dict[str, float]:
+    """Of each target, after the run."""
+    folder = REPOSITORY / "runs/bench/leakage"
+    if not (folder / "runs/world").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plugins").symlink_to(REPOSITORY / "plugins")
+        launch(folder, "fictitious", "runs/world")
+    found = {}
+    for target, overrides in TARGETS.items():
+        output = f"runs/{target.replace(' ', '_')}"
+        results = folder / output / "results.json"
+        if not results.exists():
+            launch(folder, "train", config("demo"), *asked(), *overrides, f"output={output}")
+        after = json.loads(results.read_text())["after"]
+        found |= {
+            f"{target}: {name}": value
+            for name, value in after.items()
+            if name.startswith("leakage/") and isinstance(value, float) and "auc" in name
+        }
+    return found
+
+
+def asked() -> list[str]:
+    return [
+        f"evaluations.{attacker}.{option}={value}"
+        for attacker, names in NAMES.items()
+        for option, value in (LEAKAGE | {"names": f"runs/world/names/{names}.txt"}).items()
+    ]
