@@ -27,6 +27,7 @@ from trainer.diagnosis import (
     warn,
 )
 from trainer.installation import installation, versions
+from trainer.lock import beside, hold
 from trainer.machine import gpus, open_files, room, shared_memory
 from trainer.reachability import Launch, Peers, all_reduce, is_hung, shared_file, unanswered
 from trainer.readers import Reading, Share, read_share
@@ -152,7 +153,19 @@ def of_run(config: Config | None, launch: Launch) -> Iterator[Finding]:
             weights_of(config.model, config.model.name)
         except (ValueError, OSError) as error:
             yield fail(str(error), "set model.name and model.pretrained")
+    if launch.rank == 0:
+        yield from in_use(config.output)
     yield from shards(config)
+
+
+def in_use(folder: Path) -> Iterator[Finding]:
+    """Whether another run is writing there. To look is to hold the lock for a moment."""
+    if not beside(folder).exists():
+        return
+    try:
+        os.close(hold(folder))
+    except (ValueError, OSError) as error:
+        yield fail(str(error), "a run can begin there when that is over")
 
 
 def shards(config: Config) -> Iterator[Finding]:

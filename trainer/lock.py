@@ -12,6 +12,11 @@ from pathlib import Path
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
+def beside(folder: Path) -> Path:
+    """The lock of a run's folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def hold(folder: Path) -> int:
     """Locks a run's folder, there or not yet, for this process until it closes what it gets.
 
@@ -20,7 +25,7 @@ def hold(folder: Path) -> int:
     alone on some network file systems, and a loader worker, being a fork, would keep it for some
     seconds after its parent was killed.
     """
-    path = folder.with_name(f".{folder.name}.lock")
+    path = beside(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

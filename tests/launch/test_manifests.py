@@ -109,9 +109,9 @@ def test_the_container_takes_only_what_is_there_and_runs_the_tested_python():
 def test_the_pods_own_command_leaves_with_the_code_that_is_ignored_and_goes_on(small_world):
     demo_without_attack(small_world, "strategies")
     environment = ENVIRONMENT | {
-        "TRAIN": f"{LAUNCH / 'cpu.yaml'} -m trainer train configs/strategies.yaml {' '.join(SMALL)}"
-        " steps=100",
-        "OUTPUT": "runs/pod", "HOSTS": "1", "PROCESSES": "1", "HOST_0": "127.0.0.1",
+        "TRAIN": f"{LAUNCH / 'ddp.yaml'} --mixed_precision no -m trainer train "
+        f"configs/strategies.yaml {' '.join(SMALL)} steps=100",
+        "OUTPUT": "runs/pod", "HOSTS": "1", "PROCESSES": "2", "HOST_0": "127.0.0.1",
         "JOB_COMPLETION_INDEX": "0", "PYTHONPATH": str(REPOSITORY),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip

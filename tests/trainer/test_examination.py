@@ -87,6 +87,31 @@ def test_what_a_run_would_stumble_over_is_told_with_its_mend(clean_shards, tmp_p
     assert "fail  model.name ViT-B-33 is no architecture of open_clip's" in told
 
 
+HOLDING = """
+import sys
+from pathlib import Path
+from trainer.lock import hold
+hold(Path("runs/run"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_run_writes_to_is_told_and_one_that_it_left_is_not(
+    clean_shards, tmp_path, capsys
+):
+    path = write_config(tmp_path, clean_shards)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        assert examine(path, [], 1.0) == 1
+        assert f"fail  runs/run is in use by process {other.pid} on" in capsys.readouterr().out
+    assert examine(path, [], 1.0) == 0
+
+
 def alone(monkeypatch, rank: str) -> None:
     for name, value in {
         "RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()
