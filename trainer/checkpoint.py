@@ -153,7 +153,7 @@ class Checkpoints:
         # A single thread: one checkpoint at a time, and training waits for it no sooner.
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
-        self._failure: tuple[str, str] | None = None  # what happened, what to do
+        self.failure: str | None = None  # of one not written; known to the process that writes
         self._host: dict[str, Tensor] = {}  # kept: to touch new memory takes longer than to copy
         self.held_up: list[float] = []  # seconds of the steps that saved
 
@@ -238,7 +238,7 @@ class Checkpoints:
         except Exception as error:  # each library has its own for a full disk
             shutil.rmtree(aside, ignore_errors=True)
             mend = "free some space" if is_full(error) else "mend that"
-            self._failure = f"the checkpoint of step {step} was not written: {cause(error)}", mend
+            self.failure = f"the checkpoint of step {step} was not written: {cause(error)}; {mend}"
             return
         for old in sorted(_whole(self._folder))[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -246,11 +246,6 @@ class Checkpoints:
     def newest(self) -> Path | None:
         self.wait()
         return max(_whole(self._folder), default=None)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether one could not be written; known to the process that writes."""
-        return self._failure is not None
 
     def wait(self) -> None:
         """Until what was begun is written, by the process that writes."""
@@ -262,10 +257,9 @@ class Checkpoints:
         """Waits for what was begun. A collective: raises NotWritten on all ranks where that, or one
         before, could not be written."""
         newest, message = self.newest(), None
-        if self._failure:
-            happened, mend = self._failure
+        if self.failure:
             from_there = f"from {newest}" if newest else "from the start, there is no checkpoint"
-            message = f"{happened}; {mend}, then the same command goes on {from_there}"
+            message = f"{self.failure}, then the same command goes on {from_there}"
         (message,) = broadcast_object_list([message])
         if message:
             raise NotWritten(message)

@@ -103,6 +103,8 @@ class Run:
     def saved_in(self, saves: Checkpoints) -> None:
         """Waits for the last, and tells how long they held the training up."""
         saves.wait()
+        if saves.failure:
+            self.warn(f"{saves.failure}; the training is done and its model comes all the same")
         if saves.held_up:
             self.seconds["saving"] = round(sum(saves.held_up), 3)
             each = 1000 * self.seconds["saving"] / len(saves.held_up)

@@ -130,7 +130,7 @@ def train(config: Config) -> None:
                         loss = loss + objectives[name].options.weight * sum(terms.values())
                     if accelerator.sync_gradients:  # the last part: before anything is updated
                         is_asked, is_lost, is_unsaved = interruption.agree(
-                            torch.stack(list(losses.values())), bool(saves and saves.has_failed)
+                            torch.stack(list(losses.values())), bool(saves and saves.failure)
                         )
                         if is_lost:
                             raise lost(step, losses, batch, saves)
