@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
 from tests.trainer.test_checkpoint import finished, launched
+from tests.warm_python import warm_python
 from trainer.failures import cause
 from trainer.runs import cut_metrics, failures_in
 
@@ -115,7 +116,7 @@ def test_an_evaluation_that_raises_on_one_process_or_all_ends_alone_and_the_run_
 
 def test_a_loss_that_is_no_number_on_one_of_two_processes_stops_both_and_is_named_once(world):
     objective = "objectives.odd={kind: not_finite, batch_size: 8}"
-    process = launched(world, "odd", *BREAKS, objective, ranks=2)
+    process = launched(world, "odd", *BREAKS, objective, ranks=2, python=warm_python())
     text = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert text.count("the loss odd/far is nan at step 3; nothing was updated or exported") == 1

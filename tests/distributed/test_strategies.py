@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, demo_without_attack
+from tests.warm_python import warm_python
 from trainer.interruption import EXIT_CODE, MARKER
 
 STEPS = 30
@@ -46,10 +46,11 @@ def trained(
     program: list[str] = PROGRAM,
 ) -> str:
     """Train under a launch file, to the end or until it leaves; what was printed."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher = [warm_python(), "-m", "accelerate.commands.accelerate_cli", "launch"]
     where = ["--config_file", str(REPOSITORY / "launch" / file), *options]
     run = [*program, "train", "configs/strategies.yaml", f"output=runs/{name}"]
     environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment["PYTHON_EXEC"] = warm_python()
     if "--gradient_accumulation_steps" in options:
         environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]
     done = subprocess.run(

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
+from tests.warm_python import warm_python
 from trainer.checkpoint import MANIFEST, MODEL, STATE, find
 
 STEPS = 24
@@ -25,9 +26,11 @@ SMALL = [
 ]  # fmt: skip
 
 
-def launched(folder: Path, name: str, *overrides: str, ranks: int = 1) -> subprocess.Popen:
+def launched(
+    folder: Path, name: str, *overrides: str, ranks: int = 1, python: str = sys.executable
+) -> subprocess.Popen:
     command = [
-        sys.executable,
+        python,
         "-m",
         "trainer",
         "train",
@@ -35,9 +38,10 @@ def launched(folder: Path, name: str, *overrides: str, ranks: int = 1) -> subpro
         f"output=runs/{name}",
     ]
     if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher = [python, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, f"--nproc-per-node={ranks}", *command[1:]]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment["PYTHON_EXEC"] = python
     return subprocess.Popen(
         [*command, *SMALL, f"output=runs/{name}", *overrides],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -47,7 +51,7 @@ def launched(folder: Path, name: str, *overrides: str, ranks: int = 1) -> subpro
 
 def finished(folder: Path, name: str, *overrides: str, ranks: int = 1) -> str:
     """What it printed."""
-    process = launched(folder, name, *overrides, ranks=ranks)
+    process = launched(folder, name, *overrides, ranks=ranks, python=warm_python())
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
     return text

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, TINY
+from tests.warm_python import warm_python
 from trainer.examination import examine
 
 
@@ -140,7 +141,7 @@ def started(rank: int, port: str, folder: Path, *arguments: str, **more: str) ->
         "MASTER_PORT": port, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "doctor", *arguments],
+        [warm_python(), "-m", "trainer", "doctor", *arguments],
         cwd=folder, env=os.environ | environment | more, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import REPOSITORY, kill_all, picture, write_people, write_shard
+from tests.warm_python import warm_python
 from trainer.cli import cli
 from trainer.config import load_config
 from trainer.loader import draw
@@ -167,19 +168,20 @@ def test_more_bad_samples_than_allowed_stop_the_run_with_the_worst_shard(tmp_pat
 # Real processes
 
 
-def launched(ranks: int, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "trainer", "stream", "run.yaml", *arguments]
+def launched(ranks: int, *arguments: str, python: str = sys.executable) -> subprocess.Popen:
+    command = [python, "-m", "trainer", "stream", "run.yaml", *arguments]
     if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher = [python, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, f"--nproc-per-node={ranks}", *command[1:]]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment["PYTHON_EXEC"] = python
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
 
 
 def test_two_real_processes_print_what_one_prints():
-    process = launched(2, "--steps", "10", "data.workers=1")
+    process = launched(2, "--steps", "10", "data.workers=1", python=warm_python())
     found = process.communicate(timeout=200)[0]
     assert process.returncode == 0 and found.splitlines() == stream("--steps", "10")
 
@@ -204,7 +206,9 @@ def check_kill(folder: Path, kill_after_lines: int, ranks: tuple[int, int], step
     noted = StreamState.from_json(position.read_text()).step if position.exists() else 0
     assert {step for step, _ in printed} >= set(range(1, noted + 1))
     last = noted + steps
-    again = launched(ranks[1], "--steps", str(last), "--position", str(position))
+    again = launched(
+        ranks[1], "--steps", str(last), "--position", str(position), python=warm_python()
+    )
     for line in again.communicate(timeout=300)[0].splitlines():
         one = json.loads(line)
         place = one["step"], one["objective"]

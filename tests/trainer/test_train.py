@@ -19,6 +19,7 @@ import torch
 
 from tests.conftest import REPOSITORY
 from tests.trainer.disguises import found_in
+from tests.warm_python import warm_python
 from trainer.config import load_config
 from trainer.evaluate import evaluate_checkpoint
 from trainer.train import train
@@ -218,12 +219,15 @@ def test_a_run_that_diverges_stops_before_the_update_and_says_where_and_on_what(
     assert not Path("runs/demo_names/model").exists()
 
 
-def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launched(
+    processes: int, *arguments: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     file = REPOSITORY / "launch" / ("cpu.yaml" if processes == 1 else "ddp.yaml")
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    accelerate = [python, "-m", "accelerate.commands.accelerate_cli", "launch"]
     where = ["--config_file", str(file), "--mixed_precision", "no", "--num_processes"]
     command = [*accelerate, *where, str(processes), "-m", "trainer", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment["PYTHON_EXEC"] = python
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -246,7 +250,8 @@ def test_two_processes_give_the_losses_and_measures_of_one(small_world, tmp_path
 
 
 def test_batches_that_ranks_cannot_share_are_refused_by_every_launch():
-    done = launched(2, "train", config_path("demo"), *overrides("demo", "data.lanes=7"))
+    lanes = overrides("demo", "data.lanes=7")
+    done = launched(2, "train", config_path("demo"), *lanes, python=warm_python())
     assert done.returncode != 0
     assert "data.lanes is 7, not a multiple of the 2 processes; set data.lanes=8" in done.stderr
     assert done.stderr.count("data.lanes is 7") == 1

@@ -1,0 +1,164 @@
+"""A Python that has imported the heavy libraries already, for tests that start many processes.
+
+`warm_python()` gives an executable to use in place of sys.executable. It asks a server, which
+imported them once, for a fork: a process of its own with the arguments, environment, folder and
+streams that were given, so that all is as real as before but for the seven seconds of imports.
+A signal to the executable goes to that process; where it is killed the process is, too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from select import select
+
+MODULES = (
+    "accelerate.commands.accelerate_cli", "accelerate.commands.launch", "deepspeed", "open_clip",
+    "torch._dynamo", "torch.distributed.run", "trainer.__main__", "trainer.dry_run",
+    "trainer.examination", "trainer.preview", "trainer.train", "plugins.contrastive",
+    "plugins.face_to_neutral", "plugins.identity_inference", "plugins.name_to_person",
+    "plugins.preserve", "plugins.zero_shot",
+)  # fmt: skip
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LARGEST = 1 << 20  # bytes of a request
+
+# Python without its site packages: it starts in a fiftieth of a second.
+CLIENT = """#!{python} -SE
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect({address!r})
+told = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * {largest})
+socket.send_fds(server, [told], [0, 1, 2])
+child = int(server.recv(100))
+for number in {forwarded}:
+    signal.signal(number, lambda number, _: os.kill(child, number))
+status = int(server.recv(100))
+if os.WIFSIGNALED(status):
+    if os.WTERMSIG(status) in {forwarded}:
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+    os.kill(os.getpid(), os.WTERMSIG(status))
+os._exit(os.WEXITSTATUS(status))
+"""
+
+
+@functools.cache
+def warm_python() -> str:
+    """The executable; the server ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address, client = str(folder / "socket"), folder / "python"
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(address)
+    listening.listen(64)
+    text = CLIENT.format(
+        python=sys.executable, address=address, largest=LARGEST, forwarded=[*map(int, FORWARDED)]
+    )
+    client.write_text(text)
+    client.chmod(0o700)
+    here, alive = os.pipe()  # the server reads its end when this process is gone
+    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    subprocess.Popen(
+        [sys.executable, "-m", "tests.warm_python", str(listening.fileno()), str(here)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | environment,
+        pass_fds=(listening.fileno(), here),
+        start_new_session=True,
+    )
+    os.close(here)
+    listening.close()
+    os.set_inheritable(alive, False)
+    return str(client)
+
+
+def serve(listening: socket.socket, alive: int) -> None:
+    """Forks for each who asks; returns in the process that has become what was asked for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    while True:
+        ready, _, _ = select([listening, alive], [], [])
+        if alive in ready:
+            os._exit(0)
+        asker, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            os.close(alive)
+            keep(asker)
+            return
+        asker.close()
+
+
+def keep(asker: socket.socket) -> None:
+    """Forks once more, tells how that process ended, ends it with who asked; returns in it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, streams, _, _ = socket.recv_fds(asker, LARGEST, 3)
+    child = os.fork()
+    if child == 0:
+        asker.close()
+        become(*json.loads(request), streams)
+        return
+    asker.send(b"%d" % child)
+    for stream in (0, 1, 2, *streams):
+        os.close(stream)
+    ended = os.pidfd_open(child)
+    ready, _, _ = select([asker, ended], [], [])
+    if ended not in ready:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with suppress(OSError):  # it may be gone
+        asker.send(b"%d" % status)
+    os._exit(0)
+
+
+def become(
+    arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]
+) -> None:
+    """Takes over all that a new process would have been given."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    while arguments[0] == "-u":
+        arguments = arguments[1:]
+    sys.stdout.reconfigure(line_buffering=True)
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = ["", *paths] if arguments[0] in ("-m", "-c") else paths
+    sys.argv = arguments
+    sys.executable = environment.get("PYTHON_EXEC", sys.executable)
+
+
+def run() -> None:
+    """As python does: `-m MODULE`, `-c CODE` or a file, with their arguments."""
+    kind = sys.argv[0]
+    if kind == "-m":
+        module = sys.argv[1]
+        sys.argv = sys.argv[1:]
+        sys.modules.pop(module, None)  # it is to run anew, as the main one
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        code = sys.argv[1]
+        sys.argv = ["-c", *sys.argv[2:]]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path.insert(0, os.path.dirname(kind))
+        runpy.run_path(kind, run_name="__main__")
+
+
+if __name__ == "__main__":
+    for name in MODULES:
+        importlib.import_module(name)
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    run()
