@@ -40,15 +40,36 @@ cli.add_command(doctor)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Print the resolved run and stop.")
-def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+@click.option(
+    "--launch",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Of a dry run: as if it were launched with this file of launch/.",
+)
+@click.option("--devices", type=click.IntRange(min=1), help="Of a dry run: on so many.")
+@click.option(
+    "--device-memory", type=click.FloatRange(min=0), help="Of a dry run: of each GPU, in GB."
+)
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    launch: Path | None,
+    devices: int | None,
+    device_memory: float | None,
+) -> None:
     """Train as CONFIG says, with OVERRIDES such as objectives.names.weight=0.8."""
+    if not dry_run and (launch, devices, device_memory) != (None, None, None):
+        raise click.UsageError(
+            "--launch, --devices and --device-memory go with --dry-run; a run is launched by "
+            "accelerate launch --config_file launch/FILE.yaml -m trainer train"
+        )
     loaded = load_config(config, overrides)
     # Here, not above: accelerate and open_clip take seconds, and a mistake should not.
     if dry_run:
-        from trainer.dry_run import describe_run
+        from trainer.dry_run import describe_run, planned
 
         if _is_first_process():
-            click.echo(describe_run(loaded))
+            click.echo(describe_run(loaded, *planned(launch, devices, device_memory)))
     else:
         from trainer import train as training
 

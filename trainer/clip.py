@@ -26,7 +26,7 @@ from trainer.preprocess import Prepare, Tokenizer
 from trainer.sections import ModelConfig
 from trainer.strategies import blocks_of, spread_out
 from trainer.text_towers import first_output, text_forward_of
-from trainer.weights import first_line, load_weights
+from trainer.weights import check_size, first_line, load_weights
 from trainer.zoo import (
     architecture_of,
     preprocessing_beside,
@@ -55,8 +55,11 @@ class Clip:
         return bool(self.architecture.get("custom_text")) or "hf_model_name" in text
 
 
-def load(config: ModelConfig) -> Clip:
+def load(config: ModelConfig, weightless: bool = False) -> Clip:
     """Any open_clip architecture: by name with a tag or file, `local-dir:` or `hf-hub:`.
+
+    weightless: shapes alone, on the meta device where the architecture lets itself be made there;
+    of a file the shapes are looked at, what a tag names is not fetched.
 
     Raises ValueError or FileNotFoundError, one line: what was wanted, found, and is possible.
     """
@@ -66,30 +69,41 @@ def load(config: ModelConfig) -> Clip:
     tag, path = weights_of(config, name)
     if tag:
         warn_of_activation(name, tag)
+    # timm and transformers compute as they build.
+    is_foreign = any(
+        "timm_" in key or "hf_" in key for part in _parts(architecture) for key in part
+    )
+    device = torch.device("meta" if weightless and not is_foreign else "cpu")
     with without_false_alarms():
         try:
             tokenize = Tokenizer(open_clip.get_tokenizer(name))
-            model: Any = open_clip.create_model(
-                name,
-                pretrained=tag,
-                load_weights=tag is not None,
-                require_pretrained=tag is not None,
-                pretrained_text=False,  # a Hugging Face tower's own: ours come with the whole
-                force_custom_text=True,
-                force_preprocess_cfg=preprocessing_beside(name, path) if path else None,
-            )
+            with device:
+                model: Any = open_clip.create_model(
+                    name,
+                    pretrained=None if weightless else tag,
+                    load_weights=tag is not None and not weightless,
+                    require_pretrained=tag is not None and not weightless,
+                    device=device,
+                    pretrained_text=False,  # a Hugging Face tower's own: ours come with the whole
+                    force_custom_text=True,
+                    force_preprocess_cfg=preprocessing_beside(name, path) if path else None,
+                )
         except Exception as error:  # a wrong config, a tower or tokenizer not to be had
             raise ValueError(
                 f"model.name {name}: open_clip cannot make it: {first_line(error)[:300]}"
             ) from error
     if path:
-        load_weights(model, path, name)
+        (check_size if weightless else load_weights)(model, path, name)
     return Clip(
         model.requires_grad_(False).eval(),
         tokenize,
         Prepare.of(model.visual.preprocess_cfg),
         architecture,
     )
+
+
+def _parts(architecture: dict) -> list[dict]:
+    return [part for part in architecture.values() if isinstance(part, dict)]
 
 
 class Towers(nn.Module):

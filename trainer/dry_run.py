@@ -2,96 +2,61 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+import torch
 
 from trainer import clip as clips
 from trainer.api import Tower
-from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
-from trainer.clip import Towers
+from trainer.batches import Batch, Batches
+from trainer.clip import Clip, Towers
+from trainer.communication import sent_in_step
 from trainer.config import Config
-from trainer.flops import weightless
+from trainer.launching import Launch
+from trainer.capacity import Machine, size_of
+from trainer.plan import Sizes, kind_of, plan_of
+from trainer.rehearsal import rehearse
 from trainer.steps import check_sizes
 
 Line = tuple[str, str]
 INDENT = 14  # columns
 
 
-def describe_run(config: Config) -> str:
-    """The resolved run. Really loads the weights and reads the shards, so that both are checked.
+def planned(
+    file: Path | None, num_devices: int | None, device_gb: float | None
+) -> tuple[Launch, Machine]:
+    """How the run would be launched, and on what: as said, else as it is here.
 
-    Counts processes and precision as `accelerate launch` tells them. Raises what a run would.
+    file: of launch/; without, what `accelerate launch` told this process. device_gb: of a GPU.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    parts = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    check_sizes(config.objectives, config.data.lanes, ranks, int(parts) if parts.isdigit() else 1)
-    clip = clips.load(config.model)
+    launch = Launch.of_file(file) if file else Launch.of_environment()
+    if num_devices is not None:
+        launch = launch.on(num_devices)
+    return launch, Machine(device_gb * 1e9, "cuda") if device_gb else Machine.here(launch)
+
+
+def describe_run(config: Config, launch: Launch, machine: Machine) -> str:
+    """The resolved run. Reads rosters, shards, the shapes of weights. Raises what a run would."""
+    check_sizes(config.objectives, config.data.lanes, launch.num_devices, launch.parts)
+    clip = clips.load(config.model, weightless=True)
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     data = config.data.model_copy(update={"workers": 0})  # one batch is not worth their start
-    batch = next(Batches(config.objectives, data, clip, config.seed, 0, ranks))
+    batch = next(Batches(config.objectives, data, clip, config.seed, 0, launch.num_devices))
     lines = [
         *_model(config, clip.model, student),
         *_objectives(config, batch),
         *_batch(batch),
-        *_steps(config, ranks, precision),
-        *_memory(memory_of(student, batch, config, precision)),
+        *_steps(config, launch),
+        *_memory(config, launch, machine, clip, student, batch),
         *_evaluations(config),
         ("writes", f"{config.output}/"),
         ("", "config.yaml, metrics.jsonl, results.json, report.html, model/, checkpoints/"),
         ("trackers", ", ".join(config.trackers) or "none beside metrics.jsonl"),
     ]
     return "\n".join(f"{head:<{INDENT}}{text}" for head, text in lines)
-
-
-def memory_of(student: Towers, batch: Batch, config: Config, precision: str) -> dict[str, int]:
-    """Expected bytes on a device without sharding, by what holds them."""
-    weights = _bytes(student.parameters())
-    trained = _bytes(p for p in student.parameters() if p.requires_grad)
-    activations = saved_bytes(student, batch)
-    if precision != "no":
-        activations //= 2  # nearly all of them; the sums of the norms stay float32
-    memory = {
-        "student": weights,
-        "gradients": trained,
-        "AdamW's moments": 2 * trained,
-        "original weights to pull to": trained if config.optimizer.anchor else 0,
-        "teacher": weights,
-        "activations": activations,
-    }
-    return {name: size for name, size in memory.items() if size}
-
-
-def saved_bytes(student: Towers, batch: Batch) -> int:
-    """Bytes that the student's forward keeps for its backward on this batch, in float32.
-
-    Run where nothing is computed and shapes are exact, see `weightless`.
-    """
-    model = weightless(student)
-    device = model.logit_scale.device
-    storages = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    text, image = batch.seen_by(STUDENT_TEXT), batch.seen_by(STUDENT_IMAGE)
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(
-            batch.tokens[text].to(device) if len(text) else None,
-            batch.pixels[image].to(device) if len(image) else None,
-        )
-    for parameter in model.parameters():
-        storages.pop(parameter.untyped_storage()._cdata, None)
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _model(config: Config, model: Any, student: Towers) -> Iterator[Line]:
@@ -135,17 +100,43 @@ def _batch(batch: Batch) -> Iterator[Line]:
         yield "", f"skipped on the way: {counts}"
 
 
-def _steps(config: Config, ranks: int, precision: str) -> Iterator[Line]:
+def _steps(config: Config, launch: Launch) -> Iterator[Line]:
     pairs = sum(one.options.batch_size for one in config.objectives.values())
     rate = f"AdamW, lr {config.optimizer.lr:g}, {config.optimizer.schedule}"
     yield "steps", f"{config.steps:,} of {pairs:,} pairs: {config.steps * pairs:,} in all; {rate}"
-    dtype = {"no": "float32"}.get(precision, precision)
-    yield "processes", f"{ranks}, {pairs // ranks:,} pairs a step each, in {dtype}"
+    dtype = {"no": "float32"}.get(launch.precision, launch.precision)
+    each = f"{pairs // launch.num_devices:,} pairs a step each"
+    in_parts = f" in {launch.parts} parts" if launch.parts > 1 else ""
+    yield "processes", f"{launch.num_devices} ({launch.strategy}), {each}{in_parts}, in {dtype}"
 
 
-def _memory(memory: dict[str, int]) -> Iterator[Line]:
-    yield "memory", f"about {_size(sum(memory.values()))} a device, if nothing is sharded:"
-    yield "", ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
+def _memory(
+    config: Config,
+    launch: Launch,
+    machine: Machine,
+    clip: Clip,
+    student: Towers,
+    batch: Batch,
+) -> Iterator[Line]:
+    sizes = Sizes.of(student, clip)
+    kind = kind_of(launch, machine.device)
+    part = batch.split(launch.parts)[0]
+    full = student.text_forward.keywords["full_length"]
+    longest = replace(part, tokens=torch.ones(len(part.tokens), full, dtype=torch.int64))
+    here, there = (
+        plan_of(config, launch, machine.device, sizes, rehearse(student, one, kind), batch)
+        for one in (part, longest)
+    )
+    yield "memory", f"{size_of(here.peak)} a device at most, of the first batch's lengths"
+    for name, size in sorted(here.parts.items(), key=lambda part: -part[1]):
+        yield "", f"{size_of(size):>9}  {name}"
+    recomputes = config.memory.activation_checkpointing
+    other = f"memory.activation_checkpointing={str(not recomputes).lower()}"
+    yield "", f"{size_of(here.other_activations):>9}  instead for activations, with {other}"
+    yield "", machine.verdict(there.peak, f"captions of {full} tokens")
+    sent = sent_in_step(launch, sizes, config.memory.teacher != "whole")
+    what = ", ".join(f"{name} {size_of(size)}" for name, size in sent.items())
+    yield "sends", f"{size_of(sum(sent.values()))} a device and step: {what}" if sent else "nothing"
 
 
 def _evaluations(config: Config) -> Iterator[Line]:
@@ -153,7 +144,3 @@ def _evaluations(config: Config) -> Iterator[Line]:
         when = f", every {one.options.every} steps" if one.options.every else ""
         text = f"{name} ({one.kind}): before{when} and after"
         yield "" if place else "evaluations", text
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"

@@ -73,24 +73,27 @@ class Flops:
         return total
 
 
-def weightless(towers: Towers) -> Towers:
+def weightless(towers: Towers, device: str = "meta", dtype: torch.dtype | None = None) -> Towers:
     """A copy that holds no weights, only their shapes: on the meta device, where nothing is
-    computed. Hugging Face's towers look into their masks, which must be there: such a copy is on
-    the CPU, each tensor one zero.
+    computed, or in a mode where no device holds anything. Hugging Face's towers look into their
+    masks, which must be there: such a copy is on the CPU, each tensor one zero.
+
+    dtype: of its parameters; None: as they are.
     """
 
     on_cpu = isinstance(towers.text, HFTextEncoder)
 
-    def shape_of(tensor: Tensor) -> Tensor:
+    def shape_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         if on_cpu:
-            return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-        return torch.empty_like(tensor, device="meta")
+            return torch.zeros((), dtype=dtype).expand(tensor.shape)
+        return torch.empty(tensor.shape, dtype=dtype, device=device)
 
     memo: dict[int, Tensor] = {}
     for parameter in towers.parameters():
-        memo[id(parameter)] = nn.Parameter(shape_of(parameter.detach()), parameter.requires_grad)
-    for buffer in towers.buffers():
-        memo[id(buffer)] = buffer if on_cpu else shape_of(buffer)  # places, masks: small
+        shape = shape_of(parameter.detach(), dtype or parameter.dtype)
+        memo[id(parameter)] = nn.Parameter(shape, parameter.requires_grad)
+    for buffer in towers.buffers():  # places, masks: small
+        memo[id(buffer)] = buffer if on_cpu else shape_of(buffer, buffer.dtype)
     return copy.deepcopy(towers, memo)
 
 

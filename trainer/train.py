@@ -31,6 +31,7 @@ from trainer.evaluate import due, measure
 from trainer.export import export
 from trainer.flops import Flops
 from trainer.interruption import Interruption
+from trainer.launching import PRECISIONS
 from trainer.optim import Pull, learning_rate, make_optimizer
 from trainer.pixels import Pixels
 from trainer.runs import Run
@@ -39,7 +40,6 @@ from trainer.steps import check_sizes
 from trainer.strategies import prepare, start
 from trainer.watch import Watch, traced
 
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHARDS = 8  # that a message names
 
 

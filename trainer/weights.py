@@ -21,16 +21,25 @@ IN_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transf
 POSITIONS = ("visual.positional_embedding", "text.positional_embedding")  # open_clip resizes these
 
 
+def check_size(model: nn.Module, path: Path, name: str) -> tuple[Shapes, Shapes]:
+    """Of a checkpoint file for the model, what is found and what is wanted: shapes alone are read.
+
+    Raises ValueError where it is none, or holds far more.
+    """
+    found = shapes_in(path)
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    # What shapes claim is not yet in memory.
+    if _num_values(found) > 2 * _num_values(wanted):
+        raise ValueError(_does_not_fit(path, name, found, wanted))
+    return found, wanted
+
+
 def load_weights(model: nn.Module, path: Path, name: str) -> None:
     """A checkpoint file into a model whose text tower stands apart; name: the architecture's.
 
     Raises ValueError where the file is none, may run code, or is of another architecture.
     """
-    found = shapes_in(path)
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    # Shapes alone have been read until here: what they claim is not yet in memory.
-    if _num_values(found) > 2 * _num_values(wanted):
-        raise ValueError(_does_not_fit(path, name, found, wanted))
+    found, wanted = check_size(model, path, name)
     try:
         load_checkpoint(model, str(path))  # strict, and of tensors alone  # type: ignore[arg-type]
     except Exception as error:  # also of open_clip's own conversions, that trust what they get

@@ -1,0 +1,92 @@
+"""What a launch file, or accelerate from it, says of a run: its strategy, devices and precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STRATEGIES = ("one", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """parts: backward passes a step. offloads: what ZeRO-3 keeps in the machine's memory."""
+
+    strategy: str = "one"
+    num_devices: int = 1
+    precision: str = "no"
+    parts: int = 1
+    offloads_weights: bool = False
+    offloads_moments: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self.strategy.startswith("zero")
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether weights are in parts, gathered when they are used."""
+        return self.strategy in ("fsdp2", "zero3")
+
+    def on(self, num_devices: int) -> Launch:
+        strategy = self.strategy
+        if strategy in ("one", "ddp"):
+            strategy = "ddp" if num_devices > 1 else "one"
+        return replace(self, strategy=strategy, num_devices=num_devices)
+
+    @staticmethod
+    def of_environment(environment: Mapping[str, str] = os.environ) -> Launch:
+        """As `accelerate launch` tells its processes; without it, one process."""
+        prefix = "ACCELERATE_"
+        said = {key.removeprefix(prefix): v for key, v in environment.items() if prefix in key}
+        num_devices = int(environment.get("WORLD_SIZE", "1"))
+        strategy = "ddp" if num_devices > 1 else "one"
+        if said.get("USE_FSDP") == "true":
+            strategy = "fsdp2"
+        if said.get("USE_DEEPSPEED") == "true":
+            strategy = f"zero{said.get('DEEPSPEED_ZERO_STAGE', '2')}"
+        parts = said.get("GRADIENT_ACCUMULATION_STEPS", "1")
+        return Launch(
+            strategy,
+            num_devices,
+            said.get("MIXED_PRECISION", "no"),
+            int(parts) if parts.isdigit() else 1,
+            said.get("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") != "none",
+            said.get("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
+        )
+
+    @staticmethod
+    def of_file(path: Path) -> Launch:
+        """As `accelerate launch --config_file` would start it. Raises ValueError."""
+        said: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(said, dict) or "distributed_type" not in said:
+            raise ValueError(f"{path} names no distributed_type; give a file of launch/")
+        zero = said.get("deepspeed_config") or {}
+        strategy = {
+            "NO": "one", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp2",
+            "DEEPSPEED": f"zero{zero.get('zero_stage', 2)}",
+        }.get(str(said["distributed_type"]))  # fmt: skip
+        if strategy not in STRATEGIES:
+            raise ValueError(
+                f"{path}: distributed_type {said['distributed_type']} is not supported; use DDP, "
+                "FSDP2 or DeepSpeed, as the files of launch/ do"
+            )
+        return Launch(
+            strategy,
+            int(said.get("num_processes", 1)),
+            str(said.get("mixed_precision", "no")),
+            int(zero.get("gradient_accumulation_steps", 1)),
+            zero.get("offload_param_device", "none") != "none",
+            zero.get("offload_optimizer_device", "none") != "none",
+        )
