@@ -1,0 +1,59 @@
+"""Memory and communication under every strategy: what is planned against what is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.peaks import measured, planned, write_world
+from trainer.launching import Launch
+
+pytestmark = pytest.mark.slow
+
+RECOMPUTED = "memory.activation_checkpointing=true"
+TWO = {name: Launch(name, 2) for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")}
+ONE = Launch()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return write_world(tmp_path_factory.mktemp("peaks"))
+
+
+@pytest.mark.parametrize(
+    ("name", "launch", "overrides"),
+    [
+        ("both", ONE, []),
+        ("text", ONE, [RECOMPUTED]),
+        ("text", Launch(parts=2), []),
+        *(("text", launch, []) for launch in TWO.values()),
+        *(("both", launch, []) for launch in TWO.values()),
+        ("text", TWO["ddp"], ["memory.teacher=sharded"]),
+        ("text", Launch("zero1", 2, parts=2), []),
+        ("text", Launch("ddp", 2, "bf16"), []),
+        ("text", Launch("zero2", 2, "bf16"), []),
+    ],
+    ids=lambda value: (
+        "-".join(map(str, vars(value).values())) if isinstance(value, Launch) else str(value)
+    ),
+)
+def test_a_process_takes_and_sends_what_is_planned(world, monkeypatch, name, launch, overrides):
+    monkeypatch.chdir(world)
+    options = []
+    if launch.num_devices > 1:
+        options = ["--num_processes", "2", "--mixed_precision", launch.precision]
+        options += ["--main_process_port", "0"]
+    if launch.parts > 1:
+        options += ["--gradient_accumulation_steps", str(launch.parts)]
+    file = "cpu.yaml" if launch.strategy == "one" else f"{launch.strategy}.yaml"
+    ranks = measured(world, name, file, options, *overrides)
+    peaks, sent = planned(world, name, launch, *overrides)
+    values = [rank["sent_values"] for rank in ranks]
+    for peak, rank in zip(peaks, ranks, strict=True):
+        ratio = peak / rank["peak"]
+        print(f"\n{name} {launch} planned {peak / 1e6:.0f} MB, {ratio:.3f} of what was measured")
+    size = launch.dtype.itemsize
+    print(f"sends {sent / size / 1e6:.1f} M values planned, {values[0] / 1e6:.1f} M measured")
+    for peak, rank in zip(peaks, ranks, strict=True):
+        assert peak == pytest.approx(rank["peak"], rel=0.1)
