@@ -133,7 +133,10 @@ def _memory(
     recomputes = config.memory.activation_checkpointing
     other = f"memory.activation_checkpointing={str(not recomputes).lower()}"
     yield "", f"{size_of(here.other_activations):>9}  instead for activations, with {other}"
-    yield "", machine.verdict(there.peak, f"captions of {full} tokens")
+    yield (
+        "",
+        machine.verdict(there.peak, f"captions of {full} tokens" if student.text else "pictures"),
+    )
     sent = sent_in_step(launch, sizes, config.memory.teacher != "whole")
     what = ", ".join(f"{name} {size_of(size)}" for name, size in sent.items())
     yield "sends", f"{size_of(sum(sent.values()))} a device and step: {what}" if sent else "nothing"
