@@ -1,4 +1,4 @@
-"""The configurations for clusters: each is valid, plans without its weights, and fits as it says."""
+"""Configurations for clusters: each is valid, plans without its weights, fits as it says."""
 
 from __future__ import annotations
 

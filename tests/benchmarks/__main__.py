@@ -7,7 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-FAST = ("captions", "pictures", "resume", "attack", "text_step", "contrastive_step")  # minutes
+STEPS = ("text_step", "contrastive_step")
+FAST = ("captions", "pictures", "resume", "attack", *STEPS, "scaling")  # minutes
 SLOW = ("leakage", "seeds")  # an hour
 FILE = Path(__file__).parents[2] / "runs/bench/results.json"
 
