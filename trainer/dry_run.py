@@ -12,11 +12,11 @@ import torch
 from trainer import clip as clips
 from trainer.api import Tower
 from trainer.batches import Batch, Batches
+from trainer.capacity import Machine, size_of
 from trainer.clip import Clip, Towers
 from trainer.communication import sent_in_step
 from trainer.config import Config
 from trainer.launching import Launch
-from trainer.capacity import Machine, size_of
 from trainer.plan import Sizes, kind_of, plan_of
 from trainer.rehearsal import rehearse
 from trainer.steps import check_sizes

@@ -28,8 +28,8 @@ def world(tmp_path_factory) -> Path:
         ("text", ONE, [RECOMPUTED]),
         ("text", Launch(parts=2), []),
         *(("text", launch, []) for launch in TWO.values()),
-        *(("both", launch, []) for launch in TWO.values()),
-        ("text", TWO["ddp"], ["memory.teacher=sharded"]),
+        ("both", TWO["zero2"], []),
+        ("text", TWO["zero3"], [RECOMPUTED]),
         ("text", Launch("zero1", 2, parts=2), []),
         ("text", Launch("ddp", 2, "bf16"), []),
         ("text", Launch("zero2", 2, "bf16"), []),
@@ -49,11 +49,16 @@ def test_a_process_takes_and_sends_what_is_planned(world, monkeypatch, name, lau
     file = "cpu.yaml" if launch.strategy == "one" else f"{launch.strategy}.yaml"
     ranks = measured(world, name, file, options, *overrides)
     peaks, sent = planned(world, name, launch, *overrides)
-    values = [rank["sent_values"] for rank in ranks]
     for peak, rank in zip(peaks, ranks, strict=True):
         ratio = peak / rank["peak"]
         print(f"\n{name} {launch} planned {peak / 1e6:.0f} MB, {ratio:.3f} of what was measured")
-    size = launch.dtype.itemsize
-    print(f"sends {sent / size / 1e6:.1f} M values planned, {values[0] / 1e6:.1f} M measured")
-    for peak, rank in zip(peaks, ranks, strict=True):
-        assert peak == pytest.approx(rank["peak"], rel=0.1)
+        assert ratio == pytest.approx(1, rel=0.1)
+    values = sent / (4 if launch.strategy in ("ddp", "fsdp2") else launch.dtype.itemsize)
+    for rank in ranks:
+        print(
+            f"sends {values / 1e6:.1f} M values planned, {rank['sent_values'] / 1e6:.1f} M measured"
+        )
+        if launch.strategy == "zero3":  # planned is the most
+            assert 0.5 * values <= rank["sent_values"] <= values
+        else:
+            assert rank["sent_values"] == pytest.approx(values, rel=0.02)

@@ -261,3 +261,10 @@ def test_a_local_plugin_that_is_wrong_is_named(call):
     code, shown, told = call("plugins", "--plugin", "absent.py")
     assert (code, shown) == (2, "")
     assert told.endswith("absent.py is not there; write the path of a .py file\n")
+
+
+@pytest.mark.parametrize("option", [("--devices", "8"), ("--device-memory", "80")])
+def test_what_plans_a_dry_run_is_refused_without_one(call, option):
+    code, _, told = call("train", "run.yaml", *option)
+    assert code == 2
+    assert "go with --dry-run" in told and "accelerate launch" in told
