@@ -25,7 +25,7 @@ def sent_in_step(launch: Launch, sizes: Sizes, shares_teacher: bool = False) -> 
             gathered, reduced = computed * sizes.trained, 2 * computed * sizes.trained
         case "zero2":  # with each part of a step; all-reduced, of which each keeps its share
             gathered, reduced = computed * sizes.trained, 2 * computed * sizes.trained * parts
-        case "zero3":  # at most: what it still holds in the backward is not gathered again
+        case "zero3":  # what it still holds in the backward it does not gather again
             gathered = 2 * computed * sizes.student * parts
             reduced = computed * sizes.trained * parts
     sent = {

@@ -58,7 +58,9 @@ def test_a_process_takes_and_sends_what_is_planned(world, monkeypatch, name, lau
         print(
             f"sends {values / 1e6:.1f} M values planned, {rank['sent_values'] / 1e6:.1f} M measured"
         )
-        if launch.strategy == "zero3":  # planned is the most
-            assert 0.5 * values <= rank["sent_values"] <= values
+        if launch.strategy == "zero3":
+            # Planned as if nothing were held from forward to backward; parts are filled up to the
+            # same size, and computing activations again gathers some once more.
+            assert 0.5 * values <= rank["sent_values"] <= 1.1 * values
         else:
             assert rank["sent_values"] == pytest.approx(values, rel=0.02)
