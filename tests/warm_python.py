@@ -26,7 +26,7 @@ from select import select
 
 MODULES = (
     "accelerate.commands.accelerate_cli", "accelerate.commands.launch", "deepspeed", "open_clip",
-    "torch._dynamo", "torch.distributed.run", "trainer.__main__", "trainer.dry_run",
+    "torch._dynamo", "torch.distributed.run", "trainer.cli", "trainer.dry_run",
     "trainer.examination", "trainer.preview", "trainer.train", "plugins.contrastive",
     "plugins.face_to_neutral", "plugins.identity_inference", "plugins.name_to_person",
     "plugins.preserve", "plugins.zero_shot",
