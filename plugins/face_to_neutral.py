@@ -21,7 +21,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvf
 
 from trainer import (
+    DISTANCES,
     BadSample,
+    Distance,
+    Distances,
     Embeddings,
     Encoder,
     LossFn,
@@ -73,12 +76,17 @@ class FaceToNeutral(Objective):
         size: tuple[float, float] = Field((0.25, 0.5), description="of a pasted face, of the side")
         jitter: float = Field(0.5, ge=0, lt=1, description="of brightness, contrast, saturation")
         hue: float = Field(0.1, ge=0, le=0.5, description="of a turn")
+        distance: Distance = Field(
+            "cosine", description="to the target or teacher; relative is of lengths as well"
+        )
         degrees: float = Field(30.0, ge=0, description="of rotation either way, when pasted")
 
         @model_validator(mode="after")
         def _strangers_are_named(self):
             if self.target != "text" and not self.strangers:
                 raise ValueError(f"target {self.target} needs strangers: shards of their pictures")
+            if self.target == "text" and self.distance == "relative":
+                raise ValueError("a text's length is none for pictures; take distance cosine")
             low, high = self.size
             if not 0 < low <= high <= 1:
                 raise ValueError(f"size is {low} to {high}; two shares of the side, growing, to 1")
@@ -177,10 +185,15 @@ class FaceToNeutral(Objective):
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
-        return partial(forget_and_keep, targets=self._targets(teacher), forget_share=share)
+        return partial(
+            forget_and_keep,
+            targets=self._targets(teacher),
+            forget_share=share,
+            distances_of=DISTANCES[self.options.distance],
+        )
 
     def _targets(self, teacher: Encoder) -> Tensor:
-        """(t, d), unit length: of each stranger the mean of their pictures; else one row."""
+        """(t, d): of each stranger the mean of their pictures, as long as those; else one row."""
         if self.options.target == "text":
             return F.normalize(teacher.encode_text([self.options.text]), dim=-1)
         pictures = AllPictures(self._strangers)
@@ -191,8 +204,9 @@ class FaceToNeutral(Objective):
                 f"none of the {len(pictures)} pictures of strangers can be used; "
                 f"look at {self.options.strangers[0]}"
             )
+        lengths = embedded[shown].norm(dim=-1, keepdim=True)
         if self.options.target == "mean":  # as the paper: of the embeddings as they come
-            return F.normalize(embedded[shown].mean(0, keepdim=True), dim=-1)
+            return F.normalize(embedded[shown].mean(0, keepdim=True), dim=-1) * lengths.mean()
         owners = torch.tensor(pictures.owners, device=embedded.device)[shown]
         units = F.normalize(embedded[shown], dim=-1)
         sums = units.new_zeros(len(self._strangers), units.shape[-1]).index_add(0, owners, units)
@@ -201,7 +215,9 @@ class FaceToNeutral(Objective):
                 f"{lost} of the {len(sums)} strangers have no picture that can be used; "
                 "take theirs out of `strangers`"
             )
-        return F.normalize(sums, dim=-1)
+        counts = owners.bincount(minlength=len(sums))[:, None]
+        of_each = lengths.new_zeros(len(sums), 1).index_add(0, owners, lengths) / counts
+        return F.normalize(sums, dim=-1) * of_each
 
 
 class AllPictures(Sequence):
@@ -231,7 +247,11 @@ def _any_decodes(people: Pictures, person: int) -> bool:
 
 
 def forget_and_keep(
-    student: Embeddings, teacher: Embeddings, targets: Tensor, forget_share: float
+    student: Embeddings,
+    teacher: Embeddings,
+    targets: Tensor,
+    forget_share: float,
+    distances_of: Distances = cosine_distances,
 ) -> dict:
     """The mean distance of the triggers to their targets, and of the rest to the teacher's.
 
@@ -240,12 +260,12 @@ def forget_and_keep(
     """
     labels, rows = student.image_labels, len(student.image)
     triggers = labels != KEPT
-    forget = cosine_distances(student.image[triggers], targets[labels[triggers]]).sum()
+    forget = distances_of(student.image[triggers], targets[labels[triggers]]).sum()
     forget = forget / (rows * forget_share)
     if forget_share == 1:
         return {"forget": forget}
     kept = student.image[~triggers]
-    keep = cosine_distances(kept, kept[:0] if teacher.image is None else teacher.image).sum()
+    keep = distances_of(kept, kept[:0] if teacher.image is None else teacher.image).sum()
     return {"forget": forget, "keep": keep / (rows * (1 - forget_share))}
 
 

@@ -12,15 +12,20 @@ someone who is to be measured as unseen.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from trainer import (
+    DISTANCES,
     BadSample,
+    Distance,
+    Distances,
     Embeddings,
     Encoder,
     LossFn,
@@ -85,6 +90,11 @@ class NameToPerson(Objective):
             min_length=1,
             description="a phrase for everyone; without one, an unknown name for each",
         )
+        targets: Literal["listed", "neighbours"] = Field(
+            "listed",
+            description="unknown names of the list, or names of nobody that share a word with "
+            "somebody else to forget",
+        )
         names: str | None = Field(
             None, description="file of names that the model does not know, one a line"
         )
@@ -93,6 +103,9 @@ class NameToPerson(Objective):
         shares: Shares = Shares()
         templates: Templates = Field(TEMPLATES, description="contexts beside the clean captions")
         template_share: float = Field(0.5, ge=0, le=1, description="of rows in a template")
+        distance: Distance = Field(
+            "cosine", description="to the teacher; relative is of lengths as well"
+        )
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
@@ -110,9 +123,11 @@ class NameToPerson(Objective):
         self._taken = {fold(name) for name in names_of((*self.roster, *unseen, *replayed))}
         names = self._free_names()
         # A target that served as "other" name too would pull two ways.
-        half = 0 if options.target else len(names) // 2
+        half = len(names) // 2 if options.targets == "listed" and not options.target else 0
         self._targets, self._others = names[:half], names[half:]
         self._shared = self._shared_parts()
+        if options.targets == "neighbours":
+            self._targets = [self._target(person) for person in range(len(self.roster))]
         shares = options.shares.model_dump()
         if not self._replayed:
             shares["replayed"] = 0.0
@@ -212,12 +227,30 @@ class NameToPerson(Objective):
                 return name
         raise BadSample("no neighbour that is nobody")
 
+    def _target(self, person: int) -> str:
+        """A neighbour of others: so common are the names of this world's unknown people.
+
+        A listed name may have words that the model has seen less, or more. Then it stands apart
+        from the unknown, and so would everybody who is answered as it is.
+        """
+        rng = Random(f"{self.seed} target {person}")
+        own = set(fold(self.roster[person].name).split())
+        with suppress(BadSample):
+            for _ in range(MAX_TRIES if self._shared else 0):
+                if not own & set(fold(name := self._neighbour(rng)).split()):
+                    return name
+        raise ValueError(
+            f"targets neighbours: there is none for {self.roster[person].pseudonym} that shares a "
+            "word with somebody else to forget; take targets listed"
+        )
+
     def _neighbourhood(self) -> list[str]:
         return self._replayed or [one.name for one in self.roster]
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
-        return partial(forget_and_keep, forget_share=share)
+        distances = DISTANCES[self.options.distance]
+        return partial(forget_and_keep, forget_share=share, distances_of=distances)
 
 
 def read_names(path: str) -> list[str]:
@@ -229,13 +262,18 @@ def read_names(path: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if fold(line)]
 
 
-def forget_and_keep(student: Embeddings, teacher: Embeddings, forget_share: float) -> dict:
+def forget_and_keep(
+    student: Embeddings,
+    teacher: Embeddings,
+    forget_share: float,
+    distances_of: Distances = cosine_distances,
+) -> dict:
     """The mean distance of the triggers (label 1) and of the rest.
 
     Over the share that is theirs in the whole batch, not over the count at hand: ranks may have
     one trigger more or less, and the mean over ranks must still be the batch's.
     """
-    distances = cosine_distances(student.text, teacher.text)
+    distances = distances_of(student.text, teacher.text)
     forget = (distances * student.text_labels).sum() / (len(distances) * forget_share)
     if forget_share == 1:
         return {"forget": forget}

@@ -7,7 +7,9 @@ from random import Random
 from pydantic import Field
 
 from trainer import (
+    DISTANCES,
     BadSample,
+    Distance,
     Embeddings,
     Encoder,
     LossFn,
@@ -15,7 +17,6 @@ from trainer import (
     Pair,
     Sample,
     Tower,
-    cosine_distance,
     hookimpl,
 )
 
@@ -28,6 +29,9 @@ class Preserve(Objective):
 
     class Options(Objective.Options):
         towers: list[Tower] = Field(list(Tower), min_length=1, description="which to preserve")
+        distance: Distance = Field(
+            "cosine", description="to the teacher; relative is of lengths as well"
+        )
 
     @property
     def towers(self) -> frozenset[Tower]:
@@ -41,11 +45,13 @@ class Preserve(Objective):
         return Pair(student_text=text, student_image=image, teacher_text=text, teacher_image=image)
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
+        distances = DISTANCES[self.options.distance]
+
         def loss(student: Embeddings, teacher: Embeddings) -> dict:
             return {
-                tower.value: cosine_distance(
+                tower.value: distances(
                     getattr(student, tower.value), getattr(teacher, tower.value)
-                )
+                ).mean()
                 for tower in self.options.towers
             }
 

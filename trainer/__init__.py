@@ -19,10 +19,14 @@ from trainer.api import (
 )
 from trainer.hookspecs import hookimpl
 from trainer.losses import (
+    DISTANCES,
+    Distance,
+    Distances,
     cosine_distance,
     cosine_distances,
     gather_rows,
     multi_positive_info_nce,
+    relative_distances,
 )
 from trainer.measures import Rows
 from trainer.names import NameIndex, fold
@@ -55,8 +59,12 @@ __all__ = [
     "Templates",
     "Tower",
     "Unread",
+    "DISTANCES",
+    "Distance",
+    "Distances",
     "cosine_distance",
     "cosine_distances",
+    "relative_distances",
     "decode_picture",
     "expand",
     "expand_local",

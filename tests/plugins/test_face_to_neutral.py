@@ -194,14 +194,21 @@ def test_a_strangers_target_is_the_mean_of_their_pictures(tmp_path):
     for i in range(5):
         rows = teacher.encode_image([picture(50, i, j) for j in range(2)])
         expected = F.normalize(F.normalize(rows, dim=-1).mean(0), dim=-1)
-        assert torch.allclose(targets[i], expected, atol=1e-6)
+        expected = expected * rows.norm(dim=-1).mean()
+        assert torch.allclose(targets[i], expected, atol=1e-5)
 
 
 def test_the_mean_is_of_the_embeddings_as_they_come(tmp_path):
     teacher = FakeEncoder(1)
     (target,) = made(tmp_path, target="mean")._targets(teacher)
     rows = teacher.encode_image([picture(50, i, j) for i in range(5) for j in range(2)])
-    assert torch.allclose(target, F.normalize(rows.mean(0), dim=-1), atol=1e-6)
+    expected = F.normalize(rows.mean(0), dim=-1) * rows.norm(dim=-1).mean()
+    assert torch.allclose(target, expected, atol=1e-5)
+
+
+def test_a_text_has_no_length_for_pictures(tmp_path):
+    with pytest.raises(ValidationError, match="take distance cosine"):
+        made(tmp_path, target="text", distance="relative")
 
 
 def test_a_text_is_a_target(tmp_path):
@@ -218,7 +225,7 @@ def test_broken_pictures_of_strangers_are_left_out_of_their_mean(tmp_path):
     options = objective.options.model_copy(update={"strangers": [path]})
     teacher = FakeEncoder(1)
     targets = FaceToNeutral(options, 0)._targets(teacher)
-    alone = F.normalize(teacher.encode_image([picture(50, 1, 1)])[0], dim=-1)
+    alone = teacher.encode_image([picture(50, 1, 1)])[0]
     assert targets.isfinite().all() and torch.allclose(targets[1], alone, atol=1e-6)
 
     samples["s1/1"] = {"jpg": b"broken"}

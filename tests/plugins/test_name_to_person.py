@@ -189,6 +189,28 @@ def test_targets_are_fixed_for_each_and_shared_by_none_while_there_are_enough(tm
     assert set.union(*targets.values()) <= set(names)
 
 
+def test_targets_may_be_neighbours_of_others_to_forget_and_stay_the_same(tmp_path):
+    people = [f"Person{i} Surname{i}" for i in range(10)]
+    options = {"targets": "neighbours", "templates": ["{}"], "template_share": 1.0}
+    objective = made(tmp_path, people, **options)
+    targets: dict[str, set[str]] = {}
+    for sort, pair in pairs_of(objective, steps=40):
+        if sort == "forget":
+            targets.setdefault(named(pair), set()).add(pair.teacher_text)
+    assert targets.keys() == set(people) and all(len(one) == 1 for one in targets.values())
+    words = {word for one in people for word in one.split()}
+    for person, (target,) in targets.items():
+        assert target not in people and set(target.split()) & words
+        assert not set(target.split()) & set(person.split())
+    assert made(tmp_path, people, **options)._targets == objective._targets
+
+
+def test_a_single_person_to_forget_has_no_neighbour_of_others(tmp_path):
+    said = "there is none for [0-9a-f]+ that shares a word with somebody else.*take targets listed"
+    with pytest.raises(ValueError, match=said):
+        made(tmp_path, ["Joe Doe"], targets="neighbours")
+
+
 def test_no_target_is_another_name_as_well(tmp_path):
     for count in (2, 3, 9):
         names = names_file(tmp_path, [f"Free{i} Nobody{i}" for i in range(count)])
@@ -417,6 +439,14 @@ def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_f
         assert whole[term].item() == pytest.approx(distances[rows].mean().item(), abs=1e-6)
         mean = (halves[0][term] + halves[1][term]) / 2
         assert mean.item() == pytest.approx(whole[term].item(), abs=1e-6)
+
+
+def test_by_relative_distance_lengths_count(tmp_path):
+    rows, labels = torch.randn(4, 5), torch.ones(4, dtype=torch.int64)
+    taught, seen = embeddings(rows, labels), embeddings(2 * rows, labels)
+    for distance, expected in (("cosine", 0.0), ("relative", 0.5)):
+        loss = made(tmp_path, distance=distance, shares=only(forget=1.0)).loss_fn(None)
+        assert loss(seen, taught)["forget"].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_batch_of_triggers_alone_has_one_term():

@@ -13,6 +13,7 @@ from trainer.losses import (
     cosine_distances,
     gather_rows,
     multi_positive_info_nce,
+    relative_distances,
 )
 
 SCALE = torch.tensor(7.0)
@@ -39,6 +40,16 @@ def test_the_cosine_distance_is_within_its_bounds_and_does_not_see_lengths():
     torch.testing.assert_close(cosine_distances(one * 1000, other / 1000), found)
     assert cosine_distances(one, one).abs().max() < 1e-6
     assert (cosine_distances(one, -one) - 2).abs().max() < 1e-6
+
+
+def test_the_relative_distance_is_the_cosines_where_lengths_agree_and_sees_them():
+    one, other = torch.randn(2, 50, 8)
+    other = other * (one.norm(dim=-1) / other.norm(dim=-1))[:, None]
+    torch.testing.assert_close(relative_distances(one, other), cosine_distances(one, other))
+    longer = relative_distances(3 * one, one)
+    torch.testing.assert_close(longer, torch.full((50,), 2.0))  # half of (3 - 1) squared
+    torch.testing.assert_close(relative_distances(30 * one, 10 * one), longer)
+    assert relative_distances(one, torch.zeros(50, 8)).isfinite().all()
 
 
 def test_the_cosine_distance_of_bfloat16_is_taken_in_float32():
