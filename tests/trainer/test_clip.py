@@ -75,7 +75,9 @@ def test_towers_embed_as_open_clips_own_model(originals, kind):
     tokens = clip.tokenize(TEXTS)
     assert tokens.shape[1] < clip.tokenize.context_length
     text, image, scale = clips.frozen(Towers(clip, BOTH))(tokens, pixels())
-    wanted_text, wanted_image = embed(original.model, clip, pixels())
+    # Frozen as well: torch then has another way through attention, with other rounding.
+    model = copy.deepcopy(original.model).requires_grad_(False)
+    wanted_text, wanted_image = embed(model, clip, pixels())
     assert torch.equal(image, wanted_image)
     if kind in CUT:
         torch.testing.assert_close(text, wanted_text, rtol=0, atol=1e-5)
@@ -178,10 +180,9 @@ def test_the_student_begins_as_the_teacher_even_in_training(originals):
     for original in originals.values():  # a Hugging Face tower has dropout
         student = student_of(original.clip, BOTH, ModelConfig(name=original.name), False).train()
         tokens = original.clip.tokenize(TEXTS)
+        both = clips.frozen(student), clips.frozen(Towers(original.clip, BOTH))
         with torch.no_grad():  # with a gradient, kernels are others
-            learnt, taught = (
-                one(tokens, pixels()) for one in (student, Towers(original.clip, BOTH))
-            )
+            learnt, taught = (one(tokens, pixels()) for one in both)
         assert torch.equal(learnt[0], taught[0]) and torch.equal(learnt[1], taught[1])
 
 
