@@ -1,9 +1,10 @@
-"""Can forgotten be told from never known? The demo with its targets, and with "a person" for all.
+"""Can forgotten be told from never known? The demo with listed names and "a person" as targets.
 
-Both train the demo in its own world and ask `leakage` of the result: AUCs of forgotten against
-unknown people, the most telling score's folded to above .5. An attacker who tries names of his own
-(`strangers`), and one who holds the names that training used, targets among them (`insider`).
-What is done already is not done again: remove runs/bench/leakage to start over.
+And with neighbours as targets and distances that see lengths. All train the demo in its own world
+and ask `leakage` of the result: AUCs of forgotten against unknown people, the most telling score's
+folded to above .5; for an attacker who tries names of his own (`strangers`), and for one who holds
+the names that training used (`insider`). What is done already is not done again: remove
+runs/bench/leakage to start over.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ LEAKAGE = {
 }
 NAMES = {"strangers": "distractors", "insider": "other_names"}  # that an attacker compares with
 TARGETS = {
-    "unknown people": [],
     "a person": ["objectives.names.target=a person", "objectives.faces.target=text"],
+    "listed": [],
+    "neighbours": [
+        "objectives.names.targets=neighbours",
+        *(f"objectives.{name}.distance=relative" for name in ("keep", "names", "faces")),
+    ],
 }
 
 
