@@ -24,6 +24,7 @@ FLOORS = [
         "loader",
         "diagnosis",
         "doctor",
+        "deletion",
         "files",
         "lock",
         "launching",

@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from trainer.config import load_config
+from trainer.deletion import certificate, roster
 from trainer.doctor import doctor
 from trainer.failures import is_of_the_others
 from trainer.files import NotWritten, is_full
@@ -33,7 +34,8 @@ def cli() -> None:
     """Make CLIP models forget people."""
 
 
-cli.add_command(doctor)
+for command in (certificate, doctor, roster):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -145,85 +147,6 @@ def report(runs: tuple[Path, ...], output: Path | None, people: bool) -> None:
         raise click.UsageError("--people goes with one run; a comparison has no person in it")
     else:
         click.echo(write_comparison(runs, output or Path("comparison.html")))
-
-
-@cli.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--key", type=click.Path(path_type=Path), help="Ed25519, PEM: who signs.")
-@click.option("--into", type=click.Path(path_type=Path, file_okay=False), help="Folder.")
-@click.option("--identity", help="A pseudonym: this person's alone.")
-@click.option("--verify", type=click.Path(path_type=Path), help="A certificate to check.")
-@click.option("--public-key", type=click.Path(path_type=Path), help="PEM: of who signed it.")
-def certificate(
-    run: Path | None,
-    key: Path | None,
-    into: Path | None,
-    identity: str | None,
-    verify: Path | None,
-    public_key: Path | None,
-) -> None:
-    """Seal for each person whom RUN was to forget what was found of them; or check a seal."""
-    issues, checks = (run, key, into), (verify, public_key)
-    if None not in issues and checks == (None, None):
-        from trainer.certificates import issue
-
-        assert run and key and into
-        click.echo(f"{issue(run, key, into, identity):,} certificates in {into}")
-    elif None not in checks and issues == (None, None, None) and identity is None:
-        from trainer import certificates
-
-        assert verify and public_key
-        found = certificates.verify(verify, public_key)
-        click.echo(f"sealed as it is, of {found['identity']}, issued {found['issued_at']}")
-    else:
-        raise click.UsageError(
-            "either issue: RUN --key KEY --into FOLDER [--identity PSEUDONYM], "
-            "or check: --verify FILE --public-key KEY"
-        )
-
-
-@cli.group()
-def roster() -> None:
-    """Take people out of rosters, and see that they stay out."""
-
-
-@roster.command("forget-me")
-@click.argument("rosters", nargs=-1, required=True, type=click.Path(path_type=Path))
-def forget_me(rosters: tuple[Path, ...]) -> None:
-    """Take a person out of ROSTERS: rows, pictures, indexes. The name is asked for, or read from
-    the standard input: arguments are seen by others and kept by shells."""
-    from trainer.suppression import forget_me as forget
-
-    name = click.prompt("Name", err=True)
-    found = [(path, removed) for path in rosters if (removed := forget(path, name))]
-    if not found:
-        raise ValueError(
-            "nobody has that name or alias there, accents, case and punctuation aside; "
-            "was the person taken out before?"
-        )
-    for path, removed in found:
-        click.echo(
-            f"{removed.pseudonym} is out of {path}: {removed.pictures:,} pictures, "
-            f"{removed.shards:,} shards without them, {removed.indexes:,} indexes"
-        )
-    click.echo("Not touched: copies elsewhere, backups, and models that were trained before.")
-
-
-@roster.command()
-@click.argument("rosters", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.pass_context
-def check(context: click.Context, rosters: tuple[Path, ...]) -> None:
-    """Is anyone in ROSTERS who was taken out, or a picture of theirs? Ends with code 1 if so."""
-    from trainer.suppression import suppressed_in
-
-    found = [(path, one) for path in rosters for one in suppressed_in(path)]
-    for path, one in found:
-        what = ["the name"] if one.has_name else []
-        what += [f"{one.pictures:,} pictures"] if one.pictures else []
-        click.echo(f"{path} person {one.place}, {one.pseudonym}: {' and '.join(what)} came back")
-    if found:
-        context.exit(1)
-    click.echo("nobody who was taken out")
 
 
 @cli.command()

@@ -23,7 +23,7 @@ steps: -5
 TWO_LINES = (
     "steps: found -5; must be greater than 0\n"
     "objectives.keep.wieght: unknown option; did you mean 'weight'? "
-    "possible: batch_size, shards, towers, weight\n"
+    "possible: batch_size, distance, shards, towers, weight\n"
 )
 FAILING = """
     import builtins
@@ -210,7 +210,10 @@ def test_every_kind_is_listed_with_its_source_and_options(call):
         "    shards: list[str | {shards, weight}] | null = null\n"
         "                                        its own samples, not data.shards\n"
         '    towers: list[text | image] = ["text", "image"]\n'
-        "                                        which to preserve"
+        "                                        which to preserve\n"
+        '    distance: cosine | relative = "cosine"\n'
+        "                                        to the teacher; relative is of lengths\n"
+        "                                        as well"
     )
 
 

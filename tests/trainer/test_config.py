@@ -158,6 +158,7 @@ def test_what_is_resolved_is_plain_data_with_every_default():
         "batch_size": 8,
         "shards": None,
         "towers": ["text", "image"],
+        "distance": "cosine",
     }
     assert resolved["optimizer"]["schedule"] == "cosine"
 
@@ -179,7 +180,7 @@ def test_trackers_are_accelerates():
 def test_a_misspelt_option_is_named_with_its_full_path_and_a_suggestion():
     assert mistakes(RUN, "objectives.keep.wieght=1") == [
         "objectives.keep.wieght: unknown option; did you mean 'weight'? "
-        "possible: batch_size, shards, towers, weight"
+        "possible: batch_size, distance, shards, towers, weight"
     ]
 
 
