@@ -6,8 +6,9 @@ demo: .venv/installed
 	$(BIN)/clip-unlearn fictitious runs/world
 	$(CPU) train configs/demo.yaml
 
+# Two files at a time: half of the processor would wait for one.
 test: .venv/installed
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 # The demo and its single towers, held to their bounds: about ten minutes on two cores.
 test-slow: .venv/installed
