@@ -33,14 +33,20 @@ class Preserve(Objective):
             "cosine", description="to the teacher; relative is of lengths as well"
         )
 
+    def __init__(self, options: Options, seed: int):
+        super().__init__(options, seed)
+        # Asked for every row: to make a set of towers takes as long as to read a caption.
+        self._has_text = Tower.TEXT in options.towers
+        self._has_image = Tower.IMAGE in options.towers
+
     @property
     def towers(self) -> frozenset[Tower]:
         return frozenset(self.options.towers)
 
     def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
-        text = clean.text if Tower.TEXT in self.towers else None
-        image = clean.image if Tower.IMAGE in self.towers else None
-        if text is None and Tower.TEXT in self.towers:
+        text = clean.text if self._has_text else None
+        image = clean.image if self._has_image else None
+        if text is None and self._has_text:
             raise BadSample("no caption")
         return Pair(student_text=text, student_image=image, teacher_text=text, teacher_image=image)
 

@@ -18,9 +18,8 @@ class Skips:
 
     def __iadd__(self, other: Skips) -> Skips:
         self.used += other.used
-        if other.reasons:  # nearly always none, and asked for every sample
-            self.reasons.update(other.reasons)
-            self.bad.update(other.bad)
+        self.reasons.update(other.reasons)
+        self.bad.update(other.bad)
         return self
 
     def judge(self, max_bad_share: float) -> None:

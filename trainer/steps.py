@@ -96,6 +96,7 @@ class Rows:
         self._name, self._objective = name, objectives[name]
         self._objectives, self._lanes, self._seed = objectives, lanes, seed
         self._rng = TurnRandom()
+        self._passed = Skips()  # empty between rows, for nearly all rows
 
     @property
     def positions(self) -> list[list[int]]:
@@ -108,7 +109,7 @@ class Rows:
         """
         lane = self._lanes[turn % num_lanes]
         self._rng.begin(f"{self._seed} {self._name} {turn}")
-        passed = Skips(used=1)
+        passed = self._passed
         for sample in islice(lane, MAX_UNUSABLE):
             try:
                 if isinstance(sample, BadSample):
@@ -120,7 +121,10 @@ class Rows:
                 passed.bad[bad.shard or sample.shard, bad.reason] += 1
                 continue
             if pair is not None:
-                skips += passed
+                skips.used += 1
+                if passed.reasons:
+                    skips += passed
+                    self._passed = Skips()
                 return sample, pair
             passed.reasons[veto or f"of no use to {self._name}"] += 1
         counts = ", ".join(f"{reason} {count}" for reason, count in passed.reasons.most_common())

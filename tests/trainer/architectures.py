@@ -73,6 +73,7 @@ def make(kind: str, folder: Path) -> Original:
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():  # norms and biases too, and BatchNorm's statistics
+                tensor.nan_to_num_(0, 0, 0).clamp_(-10, 10)  # open_clip leaves one of CoCa's unset
                 tensor.add_(torch.rand_like(tensor) / 10)
     file = folder / f"{name}.pt"
     torch.save(model.state_dict(), file)
