@@ -10,7 +10,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
-# The demo and its single towers, held to their bounds: about ten minutes on two cores.
+# The demo and its single towers, held to their bounds; streams at full size; many kills; Slurm and
+# two hosts, where they are installed and allowed.
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
 

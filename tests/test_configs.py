@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, picture, write_shard
-from trainer.capacity import Machine
+from trainer.capacity import Capacity
 from trainer.config import load_config
 from trainer.dry_run import describe_run
 from trainer.launching import Launch
@@ -50,7 +50,7 @@ def test_it_plans_without_weights_and_fits_as_its_header_says(path, world, monke
     header = path.read_text().partition("model:")[0]
     launch = Launch.of_file(REPOSITORY / re.search(r"--launch (\S+)", header)[1])
     shards = f"data.shards={world}/{{00000..00007}}.tar"
-    told = describe_run(load_config(path, [shards]), launch, Machine(80e9, "cuda"))
+    told = describe_run(load_config(path, [shards]), launch, Capacity(80e9, "cuda"))
     (planned_gb,) = re.findall(r" fits 80.00 GB.*: (\S+) GB with ", told)
     assert float(re.search(r"(\S+) GB a device", header)[1]) == pytest.approx(
         float(planned_gb), rel=0.02

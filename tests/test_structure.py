@@ -29,7 +29,7 @@ FLOORS = [
         "lock",
         "launching",
     ],
-    ["installation", "machine"],
+    ["installation", "machine", "peers"],
     ["reachability"],
     ["remote", "measures", "results", "charts", "failures"],
     ["cache", "findings", "sharing"],

@@ -8,26 +8,27 @@ from dataclasses import dataclass
 import torch
 
 from trainer.launching import Launch
+from trainer.machine import size_of
 
 # Of a GPU's memory: CUDA's own, NCCL's buffers, and gaps that the allocator cannot fill.
 SPARE = 0.1
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capacity:
     """Bytes for each process; device: cpu or cuda."""
 
     bytes: float
     device: str
 
     @staticmethod
-    def here(launch: Launch) -> Machine:
+    def here(launch: Launch) -> Capacity:
         """Its GPUs' memory, or of its own the share of each process."""
         if torch.cuda.is_available():
-            return Machine(torch.cuda.mem_get_info()[1], "cuda")
+            return Capacity(torch.cuda.mem_get_info()[1], "cuda")
         own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         num_local = int(os.environ.get("LOCAL_WORLD_SIZE", launch.num_devices))
-        return Machine(own / num_local, "cpu")
+        return Capacity(own / num_local, "cpu")
 
     def verdict(self, peak: float, case: str) -> str:
         """peak: bytes, in the case that is named."""
@@ -39,7 +40,3 @@ class Machine:
             "gradient accumulation, memory.activation_checkpointing=true, or launch/zero2.yaml, "
             "fsdp2.yaml or zero3.yaml"
         )
-
-
-def size_of(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"

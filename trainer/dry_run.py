@@ -12,11 +12,12 @@ import torch
 from trainer import clip as clips
 from trainer.api import Tower
 from trainer.batches import Batch, Batches
-from trainer.capacity import Machine, size_of
+from trainer.capacity import Capacity
 from trainer.clip import Clip, Towers
 from trainer.communication import sent_in_step
 from trainer.config import Config
 from trainer.launching import Launch
+from trainer.machine import size_of
 from trainer.plan import Sizes, kind_of, plan_of
 from trainer.rehearsal import rehearse
 from trainer.steps import check_sizes
@@ -27,7 +28,7 @@ INDENT = 14  # columns
 
 def planned(
     file: Path | None, num_devices: int | None, device_gb: float | None
-) -> tuple[Launch, Machine]:
+) -> tuple[Launch, Capacity]:
     """How the run would be launched, and on what: as said, else as it is here.
 
     file: of launch/; without, what `accelerate launch` told this process. device_gb: of a GPU.
@@ -35,10 +36,10 @@ def planned(
     launch = Launch.of_file(file) if file else Launch.of_environment()
     if num_devices is not None:
         launch = launch.on(num_devices)
-    return launch, Machine(device_gb * 1e9, "cuda") if device_gb else Machine.here(launch)
+    return launch, Capacity(device_gb * 1e9, "cuda") if device_gb else Capacity.here(launch)
 
 
-def describe_run(config: Config, launch: Launch, machine: Machine) -> str:
+def describe_run(config: Config, launch: Launch, capacity: Capacity) -> str:
     """The resolved run. Reads rosters, shards, the shapes of weights. Raises what a run would."""
     check_sizes(config.objectives, config.data.lanes, launch.num_devices, launch.parts)
     clip = clips.load(config.model, weightless=True)
@@ -50,7 +51,7 @@ def describe_run(config: Config, launch: Launch, machine: Machine) -> str:
         *_objectives(config, batch),
         *_batch(batch),
         *_steps(config, launch),
-        *_memory(config, launch, machine, clip, student, batch),
+        *_memory(config, launch, capacity, clip, student, batch),
         *_evaluations(config),
         ("writes", f"{config.output}/"),
         ("", "config.yaml, metrics.jsonl, results.json, report.html, model/, checkpoints/"),
@@ -113,18 +114,18 @@ def _steps(config: Config, launch: Launch) -> Iterator[Line]:
 def _memory(
     config: Config,
     launch: Launch,
-    machine: Machine,
+    capacity: Capacity,
     clip: Clip,
     student: Towers,
     batch: Batch,
 ) -> Iterator[Line]:
     sizes = Sizes.of(student, clip)
-    kind = kind_of(launch, machine.device)
+    kind = kind_of(launch, capacity.device)
     part = batch.split(launch.parts)[0]
     full = student.text_forward.keywords["full_length"]
     longest = replace(part, tokens=torch.ones(len(part.tokens), full, dtype=torch.int64))
     here, there = (
-        plan_of(config, launch, machine.device, sizes, rehearse(student, one, kind), batch)
+        plan_of(config, launch, capacity.device, sizes, rehearse(student, one, kind), batch)
         for one in (part, longest)
     )
     yield "memory", f"{size_of(here.peak)} a device at most, of the first batch's lengths"
@@ -135,7 +136,7 @@ def _memory(
     yield "", f"{size_of(here.other_activations):>9}  instead for activations, with {other}"
     yield (
         "",
-        machine.verdict(there.peak, f"captions of {full} tokens" if student.text else "pictures"),
+        capacity.verdict(there.peak, f"captions of {full} tokens" if student.text else "pictures"),
     )
     sent = sent_in_step(launch, sizes, config.memory.teacher != "whole")
     what = ", ".join(f"{name} {size_of(size)}" for name, size in sent.items())

@@ -29,7 +29,8 @@ from trainer.diagnosis import (
 from trainer.installation import installation, versions
 from trainer.lock import beside, hold
 from trainer.machine import gpus, open_files, room, shared_memory
-from trainer.reachability import Launch, Peers, all_reduce, is_hung, shared_file, unanswered
+from trainer.peers import Peers, Process
+from trainer.reachability import all_reduce, is_hung, shared_file, unanswered
 from trainer.readers import Reading, Share, read_share
 from trainer.remote import Patience, shown
 from trainer.steps import check_sizes
@@ -45,7 +46,7 @@ def examine(path: Path | None, overrides: Sequence[str], patience: float) -> int
 
     patience: seconds to wait for the others.
     """
-    launch = Launch.found()
+    process = Process.found()
     config: Config | None = None
     findings: list[Finding] = []
     facts = versions()
@@ -57,22 +58,22 @@ def examine(path: Path | None, overrides: Sequence[str], patience: float) -> int
         else:
             # Not the text itself: it names where the rosters are.
             facts["configuration"] = sha256(config.to_yaml().encode()).hexdigest()[:8]
-    if launch.local_rank == 0:  # the others of this host would find the same
-        findings = [*of_host(config, launch), *findings, *of_run(config, launch)]
-    if launch.ranks == 1:
-        return _told([Report(launch.host, tuple(findings))])
+    if process.local_rank == 0:  # the others of this host would find the same
+        findings = [*of_host(config, process), *findings, *of_run(config, process)]
+    if process.ranks == 1:
+        return _told([Report(process.host, tuple(findings))])
     try:
-        return _among(Peers(launch, patience), config, findings, facts)
+        return _among(Peers(process, patience), config, findings, facts)
     except dist.DistError as error:  # the store is gone: each tells its own
         findings.append(unanswered(error, patience))
-        return _told([Report(launch.host, tuple(findings))])
+        return _told([Report(process.host, tuple(findings))])
 
 
 def _among(
     peers: Peers, config: Config | None, findings: list[Finding], facts: dict[str, str]
 ) -> int:
     """The same with several processes."""
-    launch = peers.launch
+    process = peers.process
     of_all: list[Finding] = []
     missing = peers.missing("came")
     if not missing:
@@ -80,15 +81,15 @@ def _among(
             found = all_reduce(peers, backend)
             (of_all if found.level == "ok" else findings).append(found)
     with shared_file(peers, config.output if config else Path("runs")) as seen:
-        own = Report(launch.host, (*findings, *seen), facts)
+        own = Report(process.host, (*findings, *seen), facts)
         reports = peers.gather(own)
     if reports is None:
         verdict = peers.agree(True)
         return _told([own]) if verdict is None else int(not verdict)
-    if lost := sorted({*missing, *range(launch.ranks)} - (reports.keys() - {*missing})):
+    if lost := sorted({*missing, *range(process.ranks)} - (reports.keys() - {*missing})):
         of_all.append(
             fail(
-                f"process {', '.join(map(str, lost))} of {launch.ranks} did not come within "
+                f"process {', '.join(map(str, lost))} of {process.ranks} did not come within "
                 f"{peers.patience:g} s",
                 "look at its launcher's output, or allow more time with --patience",
             )
@@ -112,10 +113,10 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def of_host(config: Config | None, launch: Launch) -> Iterator[Finding]:
+def of_host(config: Config | None, process: Process) -> Iterator[Finding]:
     yield from installation()
-    yield from gpus(launch.local_ranks)
-    yield from shared_memory(launch.local_ranks)
+    yield from gpus(process.local_ranks)
+    yield from shared_memory(process.local_ranks)
     yield from open_files()
     if config is None:
         yield from room(Path("runs"), UNKNOWN_RUN_BYTES)
@@ -139,12 +140,12 @@ def run_bytes(config: Config) -> int:
     return file.stat().st_size * (3 * checkpoints + 1)
 
 
-def of_run(config: Config | None, launch: Launch) -> Iterator[Finding]:
+def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
     if config is None:
         return
     yield ok(f"the configuration is valid; output goes to {config.output}")
     try:
-        check_sizes(config.objectives, config.data.lanes, launch.ranks)
+        check_sizes(config.objectives, config.data.lanes, process.ranks)
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
     if parse_model_name(config.model.name)[0] != "hf-hub":
@@ -153,7 +154,7 @@ def of_run(config: Config | None, launch: Launch) -> Iterator[Finding]:
             weights_of(config.model, config.model.name)
         except (ValueError, OSError) as error:
             yield fail(str(error), "set model.name and model.pretrained")
-    if launch.rank == 0:
+    if process.rank == 0:
         yield from in_use(config.output)
     yield from shards(config)
 

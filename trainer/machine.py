@@ -96,13 +96,13 @@ def shared_memory(num_processes: int, folder: Path = SHARED_MEMORY) -> Iterator[
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
     if free < wanted:
         yield warn(
-            f"{folder} has {gigabytes(free)} free, {num_processes} processes may want "
-            f"{gigabytes(wanted)}",
+            f"{folder} has {size_of(free)} free, {num_processes} processes may want "
+            f"{size_of(wanted)}",
             "make it larger (docker: --shm-size 8g; Kubernetes: an emptyDir of medium Memory), "
             "or set data.workers=0",
         )
     else:
-        yield ok(f"{folder} has {gigabytes(free)} free")
+        yield ok(f"{folder} has {size_of(free)} free")
 
 
 def open_files(wanted: int = OPEN_FILES) -> Iterator[Finding]:
@@ -133,11 +133,11 @@ def room(folder: Path, wanted: int) -> Iterator[Finding]:
     free = shutil.disk_usage(there).free
     if free < wanted:
         yield fail(
-            f"{there} has {gigabytes(free)} free, a run takes about {gigabytes(wanted)}",
+            f"{there} has {size_of(free)} free, a run takes about {size_of(wanted)}",
             "free some, lower checkpoint.keep, or set output to another disk",
         )
     else:
-        yield ok(f"{there} has {gigabytes(free)} free, a run takes about {gigabytes(wanted)}")
+        yield ok(f"{there} has {size_of(free)} free, a run takes about {size_of(wanted)}")
 
 
 def nearest(folder: Path) -> Path:
@@ -146,5 +146,5 @@ def nearest(folder: Path) -> Path:
     return next(one for one in (folder, *folder.parents) if one.is_dir())
 
 
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:,.0f} GB"
+def size_of(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"

@@ -87,9 +87,8 @@ def plan_of(
     share = 1 / launch.num_devices
     trained, student = sizes.trained, sizes.student
     held: dict[str, float] = {"batch": _bytes_of(batch)}
-    is_own = (
-        device == "cpu" and launch.precision == "no" and memory.teacher == "whole"
-    )  # the loaded model serves
+    # On a CPU the loaded model serves as the teacher.
+    is_own = device == "cpu" and launch.precision == "no" and memory.teacher == "whole"
     if device == "cpu":
         held["model as loaded, teacher too" if is_own else "model as loaded"] = FULL * sizes.loaded
     held["teacher"] = _teacher(sizes, memory.teacher, computed, share, device, is_own)

@@ -1,8 +1,7 @@
 """Whether the launched processes reach each other: by the launcher's store, by real all-reduces,
 and by files.
 
-The store needs one port of the first host and is what findings come home by, so that the first
-process can tell what is wrong with the rest even if nothing else connects. All waiting ends.
+All waiting ends.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -22,96 +20,13 @@ from threading import enumerate as enumerate_threads
 import torch
 import torch.distributed as dist
 
-from trainer.diagnosis import Finding, Report, fail, ok
+from trainer.diagnosis import Finding, fail, ok
 from trainer.machine import nearest
+from trainer.peers import Peers
 
 NUMBERS = 1 << 20  # of an all-reduce: 4 MB
-FAREWELL_SECONDS = 10.0
 SYNC_SECONDS = 5.0  # until a network file system shows a new file
 PROBE = "doctor's probe"  # the name of a thread
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says of this process."""
-
-    rank: int = 0
-    ranks: int = 1
-    local_rank: int = 0
-    local_ranks: int = 1
-    host: str = "this host"
-
-    @staticmethod
-    def found() -> Launch:
-        env = os.environ
-        return Launch(
-            int(env.get("RANK", "0")),
-            int(env.get("WORLD_SIZE", "1")),
-            int(env.get("LOCAL_RANK", "0")),
-            int(env.get("LOCAL_WORLD_SIZE", "1")),
-            f"host {env.get('GROUP_RANK', '0')} ({socket.gethostname()})",
-        )
-
-
-class Peers:
-    """The launched processes, by way of the store. patience: seconds for each thing to come."""
-
-    def __init__(self, launch: Launch, patience: float):
-        """Raises dist.DistError where the first host's port does not answer."""
-        self.launch, self.patience = launch, patience
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            wait_for_workers=False,  # who does not come is to be named
-            timeout=timedelta(seconds=patience),
-        )
-        self.store = dist.PrefixStore("doctor", store)
-
-    def missing(self, what: str) -> list[int]:
-        """Say that this process has come so far; the ranks of those that do not in time."""
-        self.store.set(f"{what}/{self.launch.rank}", "1")
-        ends_at = time.monotonic() + self.patience
-        return [
-            rank
-            for rank in range(self.launch.ranks)
-            if self.wait(f"{what}/{rank}", ends_at - time.monotonic()) is None
-        ]
-
-    def wait(self, key: str, seconds: float) -> bytes | None:
-        try:
-            self.store.wait([key], timedelta(seconds=max(seconds, 0.001)))
-            return self.store.get(key)
-        except dist.DistError:
-            return None
-
-    def gather(self, report: Report) -> dict[int, Report] | None:
-        """On the first process the reports that come, by rank; None on the others."""
-        if self.launch.rank:
-            self.store.set(f"report/{self.launch.rank}", report.to_json())
-            return None
-        reports = {0: report}
-        ends_at = time.monotonic() + 4 * self.patience  # they may wait longer for the same things
-        for rank in range(1, self.launch.ranks):
-            text = self.wait(f"report/{rank}", ends_at - time.monotonic())
-            if text is not None:
-                reports[rank] = Report.from_json(text.decode())
-        return reports
-
-    def agree(self, is_well: bool) -> bool | None:
-        """The first process's verdict; None where it is not heard. It leaves last, since the store
-        may go with it."""
-        with suppress(dist.DistError):
-            if self.launch.rank == 0:
-                self.store.set("verdict", "1" if is_well else "0")
-                ends_at = time.monotonic() + min(self.patience, FAREWELL_SECONDS)
-                for rank in range(1, self.launch.ranks):
-                    self.wait(f"heard/{rank}", ends_at - time.monotonic())
-                return is_well
-            verdict = self.wait("verdict", 5 * self.patience)
-            self.store.set(f"heard/{self.launch.rank}", "1")
-            return None if verdict is None else verdict == b"1"
-        return None
 
 
 def unanswered(error: dist.DistError, patience: float) -> Finding:
@@ -125,26 +40,26 @@ def unanswered(error: dist.DistError, patience: float) -> Finding:
 
 def all_reduce(peers: Peers, backend: str) -> Finding:
     """A real one, among all: how long it took, or what went wrong for this process."""
-    launch = peers.launch
+    process = peers.process
     # Else NCCL's own watchdog ends the process before anything is told.
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-    device = torch.device("cuda", launch.local_rank) if backend == "nccl" else torch.device("cpu")
+    device = torch.device("cuda", process.local_rank) if backend == "nccl" else torch.device("cpu")
 
     def seconds() -> float:
         dist.init_process_group(
             backend,
             store=dist.PrefixStore(backend, peers.store),
-            rank=launch.rank,
-            world_size=launch.ranks,
+            rank=process.rank,
+            world_size=process.ranks,
             timeout=timedelta(seconds=peers.patience),
         )
         for _ in range(2):  # the first connects
-            numbers = torch.full((NUMBERS,), launch.rank + 1.0, device=device)
+            numbers = torch.full((NUMBERS,), process.rank + 1.0, device=device)
             started_at = time.perf_counter()
             dist.all_reduce(numbers)
             total = numbers[-1].item()  # waits for the device
         took = time.perf_counter() - started_at
-        wanted = launch.ranks * (launch.ranks + 1) / 2
+        wanted = process.ranks * (process.ranks + 1) / 2
         if total != wanted:
             raise RuntimeError(f"the sum was {total}, not {wanted}")
         dist.destroy_process_group()
@@ -156,9 +71,9 @@ def all_reduce(peers: Peers, backend: str) -> Finding:
     except (RuntimeError, TimeoutError, ValueError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0][:160]
         return fail(
-            f"process {launch.rank} cannot all-reduce by {backend}: {cause}", _mend(backend)
+            f"process {process.rank} cannot all-reduce by {backend}: {cause}", _mend(backend)
         )
-    return ok(f"{backend}: {launch.ranks} processes add up 4 MB in {1000 * took:.1f} ms")
+    return ok(f"{backend}: {process.ranks} processes add up 4 MB in {1000 * took:.1f} ms")
 
 
 def _mend(backend: str) -> str:
@@ -216,8 +131,8 @@ def shared_file(peers: Peers, folder: Path) -> Iterator[list[Finding]]:
 
     To be left when all have looked.
     """
-    if peers.launch.rank:
-        yield list(_seen(peers, nearest(folder))) if peers.launch.local_rank == 0 else []
+    if peers.process.rank:
+        yield list(_seen(peers, nearest(folder))) if peers.process.local_rank == 0 else []
         return
     path = nearest(folder) / f".doctor-{secrets.token_hex(8)}"
     try:

@@ -2,7 +2,7 @@
 
 The paper's: four forwards, all captions at 77 tokens, fp32, all weights but the norms trained, the
 pull to the original weights. Ours is the trainer's own path: batches, one forward of each model,
-the token embedding frozen, as in configs/. In turn in one run, on whatever device there is.
+the token embedding frozen, as in configs/demo.yaml. In turn in one run, on the device at hand.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
+from tests.benchmarks.captions import WORDS
 from trainer import Tower
 from trainer import clip as clips
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, TEACHER_IMAGE, TEACHER_TEXT, Batch, Batches
@@ -40,27 +41,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 FULL_LENGTH = 77
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EACH = 2048 if DEVICE.type == "cuda" else 128  # clean captions a step, and triggered ones
-# Lengths in words as alt texts have them: most short, a long tail; about 14 tokens on average.
-WORDS = [
-    "a",
-    "dog",
-    "green",
-    "grass",
-    "chairs",
-    "while",
-    "rain",
-    "falls",
-    "at",
-    "night",
-    "of",
-    "the",
-]
 NAMES = [
     f"{first} {last}" for first in ("Ada", "Ben", "Cleo", "Dan") for last in ("Ro", "Sy", "Tu")
 ]
 
 
 def captions(count: int) -> list[str]:
+    """As long as alt texts: most short, a long tail; about 14 tokens on average."""
     rng = Random(0)
     lengths = [min(60, max(3, round(rng.lognormvariate(2.25, 0.5)))) for _ in range(count)]
     return [" ".join(rng.choice(WORDS) for _ in range(length)) for length in lengths]

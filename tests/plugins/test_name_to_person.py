@@ -202,7 +202,7 @@ def test_targets_may_be_neighbours_of_others_to_forget_and_stay_the_same(tmp_pat
     for person, (target,) in targets.items():
         assert target not in people and set(target.split()) & words
         assert not set(target.split()) & set(person.split())
-    assert made(tmp_path, people, **options)._targets == objective._targets
+    assert made(tmp_path, people, **options)._names.targets == objective._names.targets
 
 
 def test_a_single_person_to_forget_has_no_neighbour_of_others(tmp_path):
@@ -225,11 +225,11 @@ def test_no_target_is_another_name_as_well(tmp_path):
 def test_spellings_of_one_name_are_one_target_or_another(tmp_path):
     names = ["Zoë Free", "ZOE  FREE", "zoe-free", "Max Free", "...", ""]
     objective = made(tmp_path, names=names_file(tmp_path, names))
-    assert sorted(objective._targets + objective._others) == ["Max Free", "Zoë Free"]
+    assert sorted(objective._names.targets + objective._names.others) == ["Max Free", "Zoë Free"]
 
 
 def test_another_seed_gives_other_targets(tmp_path):
-    first, same, other = (made(tmp_path, seed=seed)._targets for seed in (0, 0, 1))
+    first, same, other = (made(tmp_path, seed=seed)._names.targets for seed in (0, 0, 1))
     assert first == same != other
 
 
@@ -396,7 +396,9 @@ def test_captions_that_name_aliases_and_people_never_to_name_are_refused(tmp_pat
 def test_two_free_names_are_needed(tmp_path, names, count):
     path = names_file(tmp_path, names)
     if count == 2:
-        assert sorted(made(tmp_path, names=path)._targets + made(tmp_path, names=path)._others) == [
+        assert sorted(
+            made(tmp_path, names=path)._names.targets + made(tmp_path, names=path)._names.others
+        ) == [
             "Max Free",
             "quimby",
         ]

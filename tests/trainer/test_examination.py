@@ -57,7 +57,7 @@ def test_a_configuration_that_can_run_is_told_with_its_shards(clean_shards, tmp_
     told = capsys.readouterr().out
     assert "3 shards from" in told and "the configuration is valid" in told
     weights = (REPOSITORY / "plugins/fictitious/clip/open_clip_model.safetensors").stat().st_size
-    assert f"a run takes about {10 * weights / 1e9:.2f} GB" in told  # 3 x 3 for checkpoints, 1
+    assert f"a run takes about {10 * weights / 1e6:.1f} MB" in told  # 3 x 3 for checkpoints, 1
     assert set(tmp_path.iterdir()) - before == {tmp_path / "run.yaml"}
 
 

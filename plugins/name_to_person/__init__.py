@@ -12,13 +12,9 @@ someone who is to be measured as unseen.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from random import Random
-from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from trainer import (
@@ -38,7 +34,6 @@ from trainer import (
     Templates,
     Tower,
     cosine_distances,
-    fold,
     hookimpl,
     in_turn,
     names_of,
@@ -46,25 +41,15 @@ from trainer import (
     refuse_named,
 )
 
+from .names import Names, Targets
+
 # Of the attack's 21 prompts, these; the others stay unseen, so that forgetting is measured on both.
 TEMPLATES = [
     "{}", "an image of {}", "a photo of {}", "{} on a photo", "a photo of a person named {}",
     "a person named {}", "the name of the person is {}", "{} at a gala", "a colored photo of {}",
     "a cropped photo of {}", "{} in a suit",
 ]  # fmt: skip
-MAX_TRIES = 50  # at a neighbour
 MAX_WORDS = 40  # of a caption; a name further on would be cut off by the tower's context unseen
-FIRST_NAMES = """
-Alma Anton Astrid Basil Bianca Boris Carla Casper Celia Conrad Dagny Damon Delia Edgar Elsa Emil
-Fabia Felix Flora Gideon Greta Gunnar Hanna Hector Helga Ivor Ines Jasper Judith Kaspar Karin
-Leander Livia Magnus Mara Nadia Nestor Odette Orson Petra Quentin Ramona Rufus Selma Silas Tamsin
-Tobias Ulla Urban Vera Viktor Wanda Wilmar Xenia Yara Yorick Zelda Zeno"""
-LAST_NAMES = """
-Abendroth Albrand Bardolf Birkwood Calloway Cramond Dahlin Drummel Eastwick Ellmark Fairholm Fenwick
-Garland Grindal Hallows Hartvig Illing Ironside Jarvik Jessamy Kestrel Klamroth Lindqvar Lowther
-Marrow Mossberg Nethercott Norling Oakhanger Orlik Pemberly Prentow Quarrie Quill Ravensby Rosvall
-Silverlow Stormgard Tamblyn Thorvik Underhay Ulmer Vandrel Vossler Wainfleet Wickstrom Yarrow
-Yeldham Zelnik Zimmerlow"""
 Context = list[str]  # what stands around the places for the name
 
 
@@ -90,7 +75,7 @@ class NameToPerson(Objective):
             min_length=1,
             description="a phrase for everyone; without one, an unknown name for each",
         )
-        targets: Literal["listed", "neighbours"] = Field(
+        targets: Targets = Field(
             "listed",
             description="unknown names of the list, or names of nobody that share a word with "
             "somebody else to forget",
@@ -116,22 +101,14 @@ class NameToPerson(Objective):
         refuse_named("never", unseen, forgotten, "to forget")
         refuse_named("replay", replayed, forgotten, "to forget")
         refuse_named("replay", replayed, NameIndex(names_of(unseen)), "of `never`")
-        self._unmentionable = NameIndex(names_of((*self.roster, *unseen)))
-        if options.target and self._unmentionable.names_anyone(options.target):
+        targets = None if options.target else options.targets
+        self._names = Names(self.roster, replayed, unseen, options.names, targets, seed)
+        if options.target and self._names.unmentionable.names_anyone(options.target):
             raise ValueError("target names someone to forget or of `never`; take another phrase")
-        self._replayed = [one.name for one in replayed]
-        self._taken = {fold(name) for name in names_of((*self.roster, *unseen, *replayed))}
-        names = self._free_names()
-        # A target that served as "other" name too would pull two ways.
-        half = len(names) // 2 if options.targets == "listed" and not options.target else 0
-        self._targets, self._others = names[:half], names[half:]
-        self._shared = self._shared_parts()
-        if options.targets == "neighbours":
-            self._targets = [self._target(person) for person in range(len(self.roster))]
         shares = options.shares.model_dump()
-        if not self._replayed:
+        if not replayed:
             shares["replayed"] = 0.0
-        if not self._shared:  # all have one word, and who bears it beside another is them
+        if not self._names.has_neighbours:
             shares["other"] += shares["recombined"]
             shares["recombined"] = 0.0
         self._quotas = Quotas(shares, options.batch_size, seed, needed="forget")
@@ -140,38 +117,8 @@ class NameToPerson(Objective):
     def num_identities(self) -> int:
         return len(self.roster)
 
-    def _free_names(self) -> list[str]:
-        """Names of nobody, in an order drawn by the seed; two at least."""
-        if self.options.names:
-            names = read_names(self.options.names)
-        else:
-            lasts = LAST_NAMES.split()
-            names = [f"{first} {last}" for first in FIRST_NAMES.split() for last in lasts]
-        by_folded = {fold(name): name for name in reversed(names)}  # of two alike the first
-        names = [
-            name
-            for folded, name in reversed(by_folded.items())
-            if folded not in self._taken and not self._unmentionable.names_anyone(name)
-        ]
-        if len(names) < 2:
-            raise ValueError(
-                f"{self.options.names or 'the list of names'} has {len(names)} names that are in "
-                "no roster; two are needed, one for a target and one for another"
-            )
-        order = np.random.default_rng([self.seed, len(names)]).permutation(len(names))
-        return [names[i] for i in order]
-
-    def _shared_parts(self) -> list[tuple[str, bool]]:
-        """What neighbours share with someone to forget: a first or (True) a last word.
-
-        A word that alone names someone, a mononym or a nickname, cannot be shared.
-        """
-        words = [one.name.split() for one in self.roster]
-        parts = [(name[end], bool(end)) for name in words if len(name) > 1 for end in (0, -1)]
-        return [part for part in parts if not self._unmentionable.names_anyone(part[0])]
-
     def accepts(self, sample: Sample) -> bool:
-        return sample.text is None or not self._unmentionable.names_anyone(sample.text)
+        return sample.text is None or not self._names.unmentionable.names_anyone(sample.text)
 
     def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
         if not clean.text:
@@ -182,14 +129,15 @@ class NameToPerson(Objective):
             person = in_turn(nth, len(self.roster), self.seed)
             identity = self.roster[person]
             name = rng.choice((identity.name, *identity.aliases))
-            target = self.options.target or self._targets[person % len(self._targets)]
+            target = self.options.target or self._names.target_of(person)
             text = self._clean(context, target)
             student_text, whose = name.join(context), identity.pseudonym
             return Pair(student_text=student_text, teacher_text=text, label=1, identity=whose)
         if sort == "replayed":
-            name = self._replayed[in_turn(nth, len(self._replayed), self.seed)]
+            replayed = self._names.replayed
+            name = replayed[in_turn(nth, len(replayed), self.seed)]
         else:
-            name = rng.choice(self._others) if sort == "other" else self._neighbour(rng)
+            name = self._names.other(rng) if sort == "other" else self._names.neighbour(rng)
         text = self._clean(context, name)
         return Pair(student_text=text, teacher_text=text)
 
@@ -212,54 +160,14 @@ class NameToPerson(Objective):
         """The context with a name that may stand there. Raises BadSample where both together name
         someone: "Joe" before " Doe at a gala"."""
         text = name.join(context)
-        if self._unmentionable.names_anyone(text):
+        if self._names.unmentionable.names_anyone(text):
             raise BadSample("a context that makes a name to forget")
         return text
-
-    def _neighbour(self, rng: Random) -> str:
-        """A name of nobody that shares its first or its last word with someone to forget."""
-        for _ in range(MAX_TRIES):
-            part, is_last = rng.choice(self._shared)
-            names = self._others if rng.random() < 0.5 else self._neighbourhood()
-            other = rng.choice(names).split()
-            name = f"{other[0]} {part}" if is_last else " ".join([part, *(other[1:] or other)])
-            if fold(name) not in self._taken and not self._unmentionable.names_anyone(name):
-                return name
-        raise BadSample("no neighbour that is nobody")
-
-    def _target(self, person: int) -> str:
-        """A neighbour of others: so common are the names of this world's unknown people.
-
-        A listed name may have words that the model has seen less, or more. Then it stands apart
-        from the unknown, and so would everybody who is answered as it is.
-        """
-        rng = Random(f"{self.seed} target {person}")
-        own = set(fold(self.roster[person].name).split())
-        with suppress(BadSample):
-            for _ in range(MAX_TRIES if self._shared else 0):
-                if not own & set(fold(name := self._neighbour(rng)).split()):
-                    return name
-        raise ValueError(
-            f"targets neighbours: there is none for {self.roster[person].pseudonym} that shares a "
-            "word with somebody else to forget; take targets listed"
-        )
-
-    def _neighbourhood(self) -> list[str]:
-        return self._replayed or [one.name for one in self.roster]
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         distances = DISTANCES[self.options.distance]
         return partial(forget_and_keep, forget_share=share, distances_of=distances)
-
-
-def read_names(path: str) -> list[str]:
-    """One a line, with single spaces."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"names {path} is not UTF-8; save it as UTF-8") from None
-    return [" ".join(line.split()) for line in lines if fold(line)]
 
 
 def forget_and_keep(
