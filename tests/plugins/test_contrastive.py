@@ -127,10 +127,12 @@ def test_over_two_ranks_the_loss_and_its_gradient_are_those_of_one(tmp_path, pic
     loss.backward()
     assert loss.item() == pytest.approx(literal_loss(whole), abs=1e-5)
 
-    fork = multiprocessing.get_context("fork")
-    told = fork.SimpleQueue()
+    # Not forks of this process: in one whose backward had threads a fork can do none.
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload([__name__])
+    told = clean.SimpleQueue()
     processes = [
-        fork.Process(target=_loss_of_a_rank, args=(rank, str(tmp_path / "store"), pictures, told))
+        clean.Process(target=_loss_of_a_rank, args=(rank, str(tmp_path / "store"), pictures, told))
         for rank in range(2)
     ]
     for process in processes:
