@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -132,6 +133,33 @@ def test_the_gradients_of_all_ranks_are_identical_after_each_step(world):
 def test_four_parts_of_a_step_give_the_step(world):
     trained(world, "accumulated", "cpu.yaml", FOUR_PARTS)
     assert_same(world, "accumulated")
+
+
+TELLING_RECOMPILES = """
+import torch
+from trainer.cli import main
+
+torch._logging.set_logs(recompiles=True)
+main()
+"""
+NOTICE = "Recompiling function"
+FROM_STEP_3 = re.compile(rf"\b([3-9]|\d\d)/{STEPS} ")
+
+
+def test_compiled_blocks_give_the_same_and_are_compiled_in_the_first_steps_alone(world):
+    """The graphs of torch.compile, run as they are: that needs no compiler of C++."""
+    (world / "telling.py").write_text(TELLING_RECOMPILES)
+    options = [*TWO, "--dynamo_backend", "aot_eager"]
+    text = trained(world, "compiled", "compiled.yaml", options, program=["telling.py"])
+    assert_same(world, "compiled")
+    assert 0 < text.rindex(NOTICE) < FROM_STEP_3.search(text).start()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
+def test_compiled_for_the_processor_blocks_give_the_same(world):
+    trained(world, "inductor", "compiled.yaml", TWO)
+    assert_same(world, "inductor")
 
 
 RECOMPUTED = "memory.activation_checkpointing=true"

@@ -17,9 +17,10 @@ STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 TYPES = {
     "cpu": DistributedType.NO,
     "ddp": DistributedType.MULTI_GPU,
+    "compiled": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
 } | {name: DistributedType.DEEPSPEED for name in STAGES}
-SHARED = ["ddp", "fsdp2", *STAGES]  # by GPUs, on one machine or many
+SHARED = ["ddp", "compiled", "fsdp2", *STAGES]  # by GPUs, on one machine or many
 
 
 def resolved(name: str, *more: str):
