@@ -36,7 +36,6 @@ from trainer import (
     Sample,
     StrictModel,
     Tower,
-    cosine_distances,
     decode_picture,
     hookimpl,
     in_turn,
@@ -76,8 +75,10 @@ class FaceToNeutral(Objective):
         size: tuple[float, float] = Field((0.25, 0.5), description="of a pasted face, of the side")
         jitter: float = Field(0.5, ge=0, lt=1, description="of brightness, contrast, saturation")
         hue: float = Field(0.1, ge=0, le=0.5, description="of a turn")
-        distance: Distance = Field(
-            "cosine", description="to the target or teacher; relative is of lengths as well"
+        distance: Distance | None = Field(
+            None,
+            description="to the target or teacher: relative, of lengths as well, is the default; "
+            "or cosine, the paper's and that of a text",
         )
         degrees: float = Field(30.0, ge=0, description="of rotation either way, when pasted")
 
@@ -117,6 +118,10 @@ class FaceToNeutral(Objective):
     @property
     def num_identities(self) -> int:
         return len(self._faces)
+
+    @property
+    def _distance(self) -> Distance:
+        return self.options.distance or ("cosine" if self._strangers is None else "relative")
 
     def accepts(self, sample: Sample) -> bool:
         return sample.text is None or not self._index.names_anyone(sample.text)
@@ -189,7 +194,7 @@ class FaceToNeutral(Objective):
             forget_and_keep,
             targets=self._targets(teacher),
             forget_share=share,
-            distances_of=DISTANCES[self.options.distance],
+            distances_of=DISTANCES[self._distance],
         )
 
     def _targets(self, teacher: Encoder) -> Tensor:
@@ -251,7 +256,7 @@ def forget_and_keep(
     teacher: Embeddings,
     targets: Tensor,
     forget_share: float,
-    distances_of: Distances = cosine_distances,
+    distances_of: Distances,
 ) -> dict:
     """The mean distance of the triggers to their targets, and of the rest to the teacher's.
 

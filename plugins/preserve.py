@@ -30,7 +30,7 @@ class Preserve(Objective):
     class Options(Objective.Options):
         towers: list[Tower] = Field(list(Tower), min_length=1, description="which to preserve")
         distance: Distance = Field(
-            "cosine", description="to the teacher; relative is of lengths as well"
+            "relative", description="to the teacher, of lengths as well; or cosine, the paper's"
         )
 
     def __init__(self, options: Options, seed: int):

@@ -21,6 +21,7 @@ from trainer.sections import (
     ModelConfig,
     OptimizerConfig,
     ProfileConfig,
+    steps_for,
 )
 from trainer.yaml_text import apply_override, read_yaml
 
@@ -120,6 +121,8 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
     if problems:
         raise ConfigError("\n".join(problems))
     rest = {field: vars(file)[field] for field in File.model_fields if field not in made}
+    if file.steps == "auto":
+        rest["steps"] = steps_for(max(one.num_identities for one in made["objectives"].values()))
     rest |= {"trackers": tuple(file.trackers), "plugins": tuple(str(p.resolve()) for p in local)}
     return Config(**made, **rest)
 

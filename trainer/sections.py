@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ Tracker = Literal[
 # Names become parts of a measure's name and of an override's path.
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
+FEWEST_STEPS, STEPS_A_ROOT = 200, 50  # of `steps: auto`: 400 for 64 people, 3,200 for 4,096
 
 
 class Section(StrictModel):
@@ -101,6 +103,11 @@ class ExportConfig(Section):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of weights")
 
 
+def steps_for(people: int) -> int:
+    """By the root of their number, in tens: what one needs is of use to others."""
+    return max(FEWEST_STEPS, 10 * round(STEPS_A_ROOT * sqrt(people) / 10))
+
+
 class File(Section):
     """A configuration file as it is written; objectives and evaluations by kind."""
 
@@ -111,7 +118,9 @@ class File(Section):
     )
     evaluations: dict[Name, dict[str, Any]] = Field({}, description="what is measured, likewise")
     optimizer: OptimizerConfig = Field(description="lr, ...")
-    steps: int = Field(gt=0, description="optimizer steps")
+    steps: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        description="optimizer steps; auto: as many as people to forget need"
+    )
     log_every: int = Field(10, gt=0, description="steps")
     margin: float = Field(
         0.01, gt=0, lt=1, description="of an ordinary task, up to which less is not worse"
@@ -130,9 +139,10 @@ class File(Section):
 
     @field_validator("steps")
     @classmethod
-    def _warmup_ends(cls, steps: int, info: ValidationInfo) -> int:
+    def _warmup_ends(cls, steps: int | str, info: ValidationInfo) -> int | str:
         optimizer = info.data.get("optimizer")  # absent if it is wrong itself
-        if optimizer is not None and optimizer.warmup_steps >= steps:
+        fewest = steps_for(0) if isinstance(steps, str) else steps
+        if optimizer is not None and optimizer.warmup_steps >= fewest:
             raise ValueError(
                 f"must be greater than optimizer.warmup_steps ({optimizer.warmup_steps})"
             )

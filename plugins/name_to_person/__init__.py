@@ -33,7 +33,6 @@ from trainer import (
     StrictModel,
     Templates,
     Tower,
-    cosine_distances,
     hookimpl,
     in_turn,
     names_of,
@@ -76,9 +75,9 @@ class NameToPerson(Objective):
             description="a phrase for everyone; without one, an unknown name for each",
         )
         targets: Targets = Field(
-            "listed",
-            description="unknown names of the list, or names of nobody that share a word with "
-            "somebody else to forget",
+            "neighbours",
+            description="names of nobody that share a word with somebody else to forget, where "
+            "there are any; or unknown names of the list",
         )
         names: str | None = Field(
             None, description="file of names that the model does not know, one a line"
@@ -89,7 +88,7 @@ class NameToPerson(Objective):
         templates: Templates = Field(TEMPLATES, description="contexts beside the clean captions")
         template_share: float = Field(0.5, ge=0, le=1, description="of rows in a template")
         distance: Distance = Field(
-            "cosine", description="to the teacher; relative is of lengths as well"
+            "relative", description="to the teacher, of lengths as well; or cosine, the paper's"
         )
 
     def __init__(self, options: Options, seed: int):
@@ -174,7 +173,7 @@ def forget_and_keep(
     student: Embeddings,
     teacher: Embeddings,
     forget_share: float,
-    distances_of: Distances = cosine_distances,
+    distances_of: Distances,
 ) -> dict:
     """The mean distance of the triggers (label 1) and of the rest.
 

@@ -28,9 +28,8 @@ Targets = Literal["listed", "neighbours"]
 
 
 class Names:
-    """unmentionable: of whom no other caption may speak. targets: what people to forget are
-    answered as, none where that is a phrase. others: names of nobody, which are to stay.
-    """
+    """unmentionable: of whom no other caption may speak. targets: what each is answered as, none
+    where that is a phrase. others: names of nobody, which are to stay."""
 
     def __init__(
         self,
@@ -49,13 +48,11 @@ class Names:
         self._taken = {fold(name) for name in names_of((*roster, *unseen, *replayed))}
         names = self._free(file, seed)
         # A target that served as "other" name too would pull two ways.
-        half = len(names) // 2 if targets == "listed" else 0
-        self.targets, self.others = names[:half], names[half:]
+        count = min(len(roster), len(names) // 2) if targets else 0
+        self._listed, self.others = names[:count], names[count:]
         self._shared = self._shared_parts()
-        if targets == "neighbours":
-            self.targets = [
-                self._neighbour_as_target(person, seed) for person in range(len(roster))
-            ]
+        people = range(len(roster)) if targets else ()
+        self.targets = [self._target(person, targets, seed) for person in people]
 
     @property
     def has_neighbours(self) -> bool:
@@ -63,7 +60,7 @@ class Names:
         return bool(self._shared)
 
     def target_of(self, person: int) -> str:
-        return self.targets[person % len(self.targets)]
+        return self.targets[person]
 
     def other(self, rng: Random) -> str:
         return rng.choice(self.others)
@@ -109,22 +106,21 @@ class Names:
         parts = [(name[end], bool(end)) for name in words if len(name) > 1 for end in (0, -1)]
         return [part for part in parts if not self.unmentionable.names_anyone(part[0])]
 
-    def _neighbour_as_target(self, person: int, seed: int) -> str:
-        """A neighbour of others: so common are the names of this world's unknown people.
+    def _target(self, person: int, targets: Targets, seed: int) -> str:
+        """By default a neighbour of others: so common are the names of this world's unknown people.
 
         A listed name may have words that the model has seen less, or more. Then it stands apart
-        from the unknown, and so would everybody who is answered as it is.
+        from the unknown, and so would everybody who is answered as it is. It has to do for somebody
+        with nobody beside them to share words with.
         """
-        rng = Random(f"{seed} target {person}")
-        own = set(fold(self._roster[person].name).split())
-        with suppress(BadSample):
-            for _ in range(MAX_TRIES if self.has_neighbours else 0):
-                if not own & set(fold(name := self.neighbour(rng)).split()):
-                    return name
-        raise ValueError(
-            f"targets neighbours: there is none for {self._roster[person].pseudonym} that shares a "
-            "word with somebody else to forget; take targets listed"
-        )
+        if targets == "neighbours" and self.has_neighbours:
+            rng = Random(f"{seed} target {person}")
+            own = set(fold(self._roster[person].name).split())
+            with suppress(BadSample):
+                for _ in range(MAX_TRIES):
+                    if not own & set(fold(name := self.neighbour(rng)).split()):
+                        return name
+        return self._listed[person % len(self._listed)]
 
 
 def read_names(path: str) -> list[str]:

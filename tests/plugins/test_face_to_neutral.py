@@ -301,6 +301,7 @@ def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_f
             taught or embeddings(None, None),
             targets,
             is_trigger.float().mean().item(),
+            cosine_distances,
         )
 
     whole, first, second = losses(slice(0, 8)), losses(slice(0, 4)), losses(slice(4, 8))

@@ -173,12 +173,12 @@ def test_a_sample_without_a_caption_is_bad(tmp_path, text):
 # Targets
 
 
-def test_targets_are_fixed_for_each_and_shared_by_none_while_there_are_enough(tmp_path):
+def test_listed_targets_are_fixed_for_each_and_shared_by_none_while_there_are_enough(tmp_path):
     names = [f"Free{i} Nobody{i}" for i in range(20)]
     people = [f"Person{i} Surname{i}" for i in range(10)]
     options = {
         "names": names_file(tmp_path, names), "shares": only(forget=1.0), "templates": ["{}"],
-        "template_share": 1.0,
+        "template_share": 1.0, "targets": "listed",
     }  # fmt: skip
     objective = made(tmp_path, people, **options)
     targets: dict[str, set[str]] = {}
@@ -189,9 +189,9 @@ def test_targets_are_fixed_for_each_and_shared_by_none_while_there_are_enough(tm
     assert set.union(*targets.values()) <= set(names)
 
 
-def test_targets_may_be_neighbours_of_others_to_forget_and_stay_the_same(tmp_path):
+def test_targets_are_neighbours_of_others_to_forget_and_stay_the_same(tmp_path):
     people = [f"Person{i} Surname{i}" for i in range(10)]
-    options = {"targets": "neighbours", "templates": ["{}"], "template_share": 1.0}
+    options = {"templates": ["{}"], "template_share": 1.0}
     objective = made(tmp_path, people, **options)
     targets: dict[str, set[str]] = {}
     for sort, pair in pairs_of(objective, steps=40):
@@ -205,16 +205,20 @@ def test_targets_may_be_neighbours_of_others_to_forget_and_stay_the_same(tmp_pat
     assert made(tmp_path, people, **options)._names.targets == objective._names.targets
 
 
-def test_a_single_person_to_forget_has_no_neighbour_of_others(tmp_path):
-    said = "there is none for [0-9a-f]+ that shares a word with somebody else.*take targets listed"
-    with pytest.raises(ValueError, match=said):
-        made(tmp_path, ["Joe Doe"], targets="neighbours")
+@pytest.mark.parametrize("people", [["Joe Doe"], ["Zaphira", "Quimby"], ["Ann Doe", "Doe Ann"]])
+def test_who_has_no_neighbour_of_others_is_answered_as_a_listed_name(tmp_path, people):
+    names = [f"Free{i} Nobody{i}" for i in range(9)]
+    objective = made(tmp_path, people, names=names_file(tmp_path, names))
+    assert len(set(objective._names.targets)) == len(people)
+    assert set(objective._names.targets) <= set(names)
 
 
-def test_no_target_is_another_name_as_well(tmp_path):
+def test_no_listed_target_is_another_name_as_well(tmp_path):
     for count in (2, 3, 9):
         names = names_file(tmp_path, [f"Free{i} Nobody{i}" for i in range(count)])
-        objective = made(tmp_path, names=names, templates=["{}"], template_share=1.0)
+        objective = made(
+            tmp_path, names=names, templates=["{}"], template_share=1.0, targets="listed"
+        )
         by_sort: dict[str, set[str]] = {}
         for sort, pair in pairs_of(objective, steps=20):
             by_sort.setdefault(sort, set()).add(pair.teacher_text)
@@ -224,8 +228,8 @@ def test_no_target_is_another_name_as_well(tmp_path):
 
 def test_spellings_of_one_name_are_one_target_or_another(tmp_path):
     names = ["Zoë Free", "ZOE  FREE", "zoe-free", "Max Free", "...", ""]
-    objective = made(tmp_path, names=names_file(tmp_path, names))
-    assert sorted(objective._names.targets + objective._names.others) == ["Max Free", "Zoë Free"]
+    found = made(tmp_path, names=names_file(tmp_path, names), targets="listed")._names
+    assert {*found.targets, *found.others} == {"Max Free", "Zoë Free"}
 
 
 def test_another_seed_gives_other_targets(tmp_path):
@@ -396,12 +400,8 @@ def test_captions_that_name_aliases_and_people_never_to_name_are_refused(tmp_pat
 def test_two_free_names_are_needed(tmp_path, names, count):
     path = names_file(tmp_path, names)
     if count == 2:
-        assert sorted(
-            made(tmp_path, names=path)._names.targets + made(tmp_path, names=path)._names.others
-        ) == [
-            "Max Free",
-            "quimby",
-        ]
+        found = made(tmp_path, names=path, targets="listed")._names
+        assert {*found.targets, *found.others} == {"Max Free", "quimby"}
     else:
         with pytest.raises(ValueError, match=f"names.txt has {count} names that are in no roster"):
             made(tmp_path, names=path)
@@ -429,10 +429,15 @@ def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_f
     labels = torch.tensor([1] * num_on_first + [0] * (4 - num_on_first))
     labels = torch.cat([labels, 1 - labels])
     share = labels.float().mean().item()
-    whole = forget_and_keep(embeddings(student, labels), embeddings(teacher, labels), share)
+    whole = forget_and_keep(
+        embeddings(student, labels), embeddings(teacher, labels), share, cosine_distances
+    )
     halves = [
         forget_and_keep(
-            embeddings(student[rows], labels[rows]), embeddings(teacher[rows], labels[rows]), share
+            embeddings(student[rows], labels[rows]),
+            embeddings(teacher[rows], labels[rows]),
+            share,
+            cosine_distances,
         )
         for rows in (slice(0, 4), slice(4, 8))
     ]
@@ -453,5 +458,7 @@ def test_by_relative_distance_lengths_count(tmp_path):
 
 def test_a_batch_of_triggers_alone_has_one_term():
     rows, labels = torch.randn(4, 5), torch.ones(4, dtype=torch.int64)
-    found = forget_and_keep(embeddings(rows, labels), embeddings(rows, labels), 1.0)
+    found = forget_and_keep(
+        embeddings(rows, labels), embeddings(rows, labels), 1.0, cosine_distances
+    )
     assert found.keys() == {"forget"}

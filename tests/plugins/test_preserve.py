@@ -14,8 +14,9 @@ WHOLE = Sample("a", "a dog", picture(1))
 SCALE = torch.tensor(1.0)
 
 
-def preserve(*towers: str) -> Preserve:
-    return Preserve(Preserve.Options(batch_size=4, towers=list(towers) or list(Tower)), seed=0)
+def preserve(*towers: str, **options) -> Preserve:
+    options = {"batch_size": 4, "towers": list(towers) or list(Tower)} | options
+    return Preserve(Preserve.Options(**options), seed=0)
 
 
 def embeddings(text, image) -> Embeddings:
@@ -53,12 +54,14 @@ def test_what_lacks_a_part_is_a_bad_sample(sample, towers, reason):
         preserve(*towers).pair(sample, 0, Random(0))
 
 
-def test_the_loss_is_the_mean_distance_of_each_tower():
+@pytest.mark.parametrize(("distance", "expected"), [("cosine", 0.5), ("relative", 1.3125)])
+def test_the_loss_is_the_mean_distance_of_each_tower(distance, expected):
     teacher = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     student = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
-    loss = preserve().loss_fn(FakeEncoder(0))
+    loss = preserve(distance=distance).loss_fn(FakeEncoder(0))
     found = loss(embeddings(student, teacher), embeddings(teacher, teacher))
-    assert found["text"].item() == pytest.approx(0.5) and found["image"].item() == pytest.approx(0)
+    assert found["text"].item() == pytest.approx(expected)
+    assert found["image"].item() == pytest.approx(0)
     assert preserve("image").loss_fn(FakeEncoder(0))(
         embeddings(None, student), embeddings(None, teacher)
     ).keys() == {"image"}

@@ -21,7 +21,7 @@ optimizer: {lr: 1e-4}
 steps: -5
 """
 TWO_LINES = (
-    "steps: found -5; must be greater than 0\n"
+    "steps: found -5; must be greater than 0 or must be 'auto'\n"
     "objectives.keep.wieght: unknown option; did you mean 'weight'? "
     "possible: batch_size, distance, shards, towers, weight\n"
 )
@@ -211,9 +211,9 @@ def test_every_kind_is_listed_with_its_source_and_options(call):
         "                                        its own samples, not data.shards\n"
         '    towers: list[text | image] = ["text", "image"]\n'
         "                                        which to preserve\n"
-        '    distance: cosine | relative = "cosine"\n'
-        "                                        to the teacher; relative is of lengths\n"
-        "                                        as well"
+        '    distance: cosine | relative = "relative"\n'
+        "                                        to the teacher, of lengths as well; or\n"
+        "                                        cosine, the paper's"
     )
 
 

@@ -158,7 +158,7 @@ def test_what_is_resolved_is_plain_data_with_every_default():
         "batch_size": 8,
         "shards": None,
         "towers": ["text", "image"],
-        "distance": "cosine",
+        "distance": "relative",
     }
     assert resolved["optimizer"]["schedule"] == "cosine"
 
@@ -237,12 +237,15 @@ def test_an_override_of_a_misspelt_objective_suggests_the_right_one():
 
 
 def test_a_value_out_of_range_is_named_with_what_is_possible():
-    assert mistakes(RUN, "steps=-5") == ["steps: found -5; must be greater than 0"]
+    assert mistakes(RUN, "steps=-5") == [
+        "steps: found -5; must be greater than 0 or must be 'auto'"
+    ]
 
 
 def test_a_value_of_another_type_is_named():
     assert mistakes(RUN, "steps=few") == [
-        "steps: found 'few'; must be a valid integer, unable to parse string as an integer"
+        "steps: found 'few'; must be a valid integer, unable to parse string as an integer "
+        "or must be 'auto'"
     ]
 
 
@@ -258,7 +261,7 @@ def test_missing_sections_are_named_with_what_they_hold():
         "data: missing; clean image-text pairs: shards, ...",
         "objectives: missing; what is taught: a name for each, its kind and options",
         "optimizer: missing; lr, ...",
-        "steps: missing; optimizer steps",
+        "steps: missing; optimizer steps; auto: as many as people to forget need",
     ]
 
 
@@ -289,7 +292,7 @@ trackers: [wandbb]
         "optimizer.betas.1: found 1.5; must be less than 1",
         "optimizer.schedule: found 'cosin'; must be 'constant', 'cosine' or 'steps'; "
         "did you mean 'cosine'?",
-        "steps: missing; optimizer steps",
+        "steps: missing; optimizer steps; auto: as many as people to forget need",
         "trackers.0: found 'wandbb'; must be 'aim', 'clearml', 'comet_ml', 'dvclive', 'mlflow', "
         "'swanlab', 'tensorboard', 'trackio' or 'wandb'; did you mean 'wandb'?",
         "objectives.keep.batch_size: found 0; must be greater than 0",
@@ -337,6 +340,18 @@ def test_a_warm_up_that_never_ends_is_refused():
     assert load(RUN, "optimizer.warmup_steps=39").steps == 40
 
 
+@pytest.mark.parametrize(("people", "steps"), [(1, 200), (64, 400), (1024, 1600), (4096, 3200)])
+def test_steps_may_follow_from_the_number_of_people_to_forget(people, steps):
+    rows = [f"Joe{i} Doe{i}" for i in range(people)]
+    Path("roster.csv").write_text("\n".join(["name", *rows]))
+    names = "objectives.names={kind: name_to_person, batch_size: 8, roster: roster.csv}"
+    assert load(RUN, "steps=auto", names).steps == steps
+    assert load(RUN, "steps=auto").steps == 200
+    assert mistakes(RUN, "steps=auto", "optimizer.warmup_steps=200") == [
+        "steps: found 'auto'; must be greater than optimizer.warmup_steps (200)"
+    ]
+
+
 def test_steps_to_trace_that_are_none_are_refused():
     assert mistakes(RUN, "profile.steps=[25, 20]") == [
         "profile.steps: found [25, 20]; must be the first step and the last, counted from 1: "
@@ -365,7 +380,7 @@ def test_plugins_that_are_no_list_are_refused():
 
 def test_a_plugin_that_is_not_there_is_told_with_the_other_mistakes(tmp_path):
     assert mistakes(RUN, "plugins=[absent.py]", "steps=0") == [
-        "steps: found 0; must be greater than 0",
+        "steps: found 0; must be greater than 0 or must be 'auto'",
         f"plugins: plugin {tmp_path / 'absent.py'} is not there; write the path of a .py file",
     ]
 
