@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 STEPS = ("text_step", "contrastive_step")
-FAST = ("captions", "pictures", "resume", "attack", *STEPS, "scaling")  # minutes
+FAST = ("captions", "pictures", "resume", "people", "attack", *STEPS, "scaling")  # minutes
 SLOW = ("leakage", "seeds")  # an hour
 FILE = Path(__file__).parents[2] / "runs/bench/results.json"
 
