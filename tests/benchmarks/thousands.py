@@ -1,0 +1,131 @@
+"""From one to a thousand people at once, ours and the paper's recipe: who is forgotten, who kept?
+
+In the world of 2,048 people that `make thousands-clip` draws and learns: 1 to 1,024 of them are
+forgotten by configs/fictitious_thousands.yaml in the text tower, the image tower, or both; and by
+the paper's recipe (configs/demo_paper.yaml) in as many steps of as many samples. What is done
+already is not done again: remove runs/bench/thousands to start over.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.benchmarks.seeds import REPOSITORY, config, launch
+from trainer.sections import steps_for
+
+COUNTS = (1, 8, 64, 512, 1024)
+TAUGHT = {"text": ("names",), "image": ("faces",), "both": ("names", "faces")}
+RECIPES = ("ours", "paper")
+WORLD = REPOSITORY / "runs/thousands/world"
+LOST, KEPT = "identity_inference/forget", "identity_inference/unseen"
+
+
+def measure() -> dict[str, float]:
+    """Prints a row for each run; of each, by recipe, towers and count, what it found."""
+    if not WORLD.exists():
+        raise SystemExit("there is no runs/thousands; make thousands-clip draws and learns it")
+    found: dict[str, float] = {}
+    print(f"{'':<20}" + "".join(f"{measure:>12}" for measure in SHOWN))
+    for towers in TAUGHT:
+        for recipe in RECIPES:
+            for count in COUNTS:
+                row = figures(results(recipe, towers, count))
+                print(f"{recipe + ' ' + towers:<14}{count:>6,}" + written(row), flush=True)
+                found |= {f"{recipe}, {towers}, {count}: {name}": row[name] for name in row}
+    return found
+
+
+def results(recipe: str, towers: str, count: int) -> dict[str, Any]:
+    folder = REPOSITORY / "runs/bench/thousands"
+    name = f"{recipe}_{towers}_{count}"
+    path = folder / name / "results.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(configuration(recipe, towers, count), sort_keys=False))
+        launch(REPOSITORY, "train", str(file), f"output={folder / name}", "checkpoint.every=null")
+    return json.loads(path.read_text())
+
+
+def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
+    """That of thousands for so many people and these towers, or what the paper does in its place.
+
+    The paper's is given as many steps as ours takes, and as many samples a step.
+    """
+    raw = yaml.safe_load(Path(config("fictitious_thousands")).read_text())
+    sizes = {name: one["batch_size"] for name, one in raw["objectives"].items()}
+    if recipe == "paper":
+        paper = Path(config("demo_paper")).read_text().replace("runs/world", "runs/thousands/world")
+        their = yaml.safe_load(paper)
+        raw["model"] |= {"freeze": [], "freeze_norms": their["model"]["freeze_norms"]}
+        raw |= {name: their[name] for name in ("objectives", "optimizer")}
+        steps = steps_for(count)
+        raw["optimizer"]["milestones"] = [steps // 2, 3 * steps // 4]
+    objectives = raw["objectives"]
+    raw["objectives"] = {name: objectives[name] for name in ("keep", *TAUGHT[towers])}
+    for name, one in raw["objectives"].items():
+        one["batch_size"] = sizes[name]
+        if "roster" in one:
+            one["roster"] = roster("forget", count)
+    if towers != "both":
+        raw["objectives"]["keep"]["towers"] = [towers]
+    attacked = roster("attack_forget", count)
+    evaluations = raw["evaluations"]
+    evaluations["identity_inference"]["groups"]["forget"] = attacked
+    evaluations["neighbours"]["forget"] = attacked
+    evaluations["leakage"]["forgotten"] = attacked
+    for name in ("identity_inference", "neighbours"):
+        evaluations[name]["distractors"] = distractors(count)
+    return raw
+
+
+def roster(name: str, count: int) -> str:
+    """The first so many of a roster, beside it: the faces are named from there."""
+    path = WORLD / f"rosters/{name}_{count}.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows(name)[: 1 + count])
+    return str(path)
+
+
+def distractors(count: int) -> str:
+    """With those who are not to be forgotten: as many candidates know a picture, whatever count."""
+    path = WORLD / f"names/distractors_{count}.txt"
+    names = [name for _, name, _ in rows("forget")[1 + count :]]
+    path.write_text("\n".join(names) + "\n" + (WORLD / "names/distractors.txt").read_text())
+    return str(path)
+
+
+def rows(name: str) -> list[list[str]]:
+    """Of a roster: id, name, faces."""
+    with open(WORLD / f"rosters/{name}.csv", encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def figures(results: dict[str, Any]) -> dict[str, float]:
+    before, after = results["before"], results["after"]
+    changes = [
+        abs(after[name] - before[name])
+        for name in before
+        if name.startswith(("zero_shot/", "retrieval/")) and isinstance(before[name], float)
+    ]
+    return {
+        "forget": after[f"{LOST}/tpr"],
+        "held out": after[f"{LOST}/held_out/tpr"],
+        "unseen": after[f"{KEPT}/tpr_11"] / before[f"{KEPT}/tpr_11"],
+        "neighbours": after["neighbours/neighbours/tpr_11"]
+        / before["neighbours/neighbours/tpr_11"],
+        "tasks": max(changes),
+        "seconds": results["seconds"]["train"],
+    }
+
+
+SHOWN = ("forget", "held out", "unseen", "neighbours", "tasks", "seconds")
+
+
+def written(row: dict[str, float]) -> str:
+    return "".join(f"{row[name]:>12.3f}" for name in SHOWN)
