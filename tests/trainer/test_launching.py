@@ -9,6 +9,7 @@ from tests.launch.test_launch_files import SHARED, environment
 from trainer.launching import Launch
 
 FOLDER = REPOSITORY / "launch"
+SAME = {"compiled": "ddp", "zero3_offload": "zero3"}  # as far as a dry run goes
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -16,7 +17,7 @@ def test_the_file_says_what_accelerate_tells_its_processes(name):
     told = environment(name) | {"WORLD_SIZE": "8"}
     launch = Launch.of_file(FOLDER / f"{name}.yaml")
     assert launch == Launch.of_environment(told)
-    assert launch.strategy == name.removesuffix("_offload") and launch.num_devices == 8
+    assert launch.strategy == SAME.get(name, name) and launch.num_devices == 8
     assert launch.offloads_weights == launch.offloads_moments == name.endswith("_offload")
 
 
