@@ -31,7 +31,7 @@ fictitious-clip: .venv/installed
 	$(CPU) train configs/fictitious_clip.yaml
 	cp runs/fictitious_clip/model/open_clip_model.safetensors plugins/fictitious/clip/
 
-# One that knows 2,048 of them, from the one above: half an hour. For `make bench
+# One that knows 2,048 of them, from the one above: 3,000 steps. For `make bench
 # ONLY=thousands`, which forgets from 1 to 1,024.
 thousands-clip: .venv/installed
 	$(BIN)/clip-unlearn fictitious runs/thousands/world --people 2048 --forget 1024 --pretrain 40

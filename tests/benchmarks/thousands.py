@@ -1,4 +1,4 @@
-"""From one to a thousand people at once, ours and the paper's recipe: who is forgotten, who kept?
+"""From a thousand people at once to one, ours and the paper's recipe: who is forgotten, who kept?
 
 In the world of 2,048 people that `make thousands-clip` draws and learns: 1 to 1,024 of them are
 forgotten by configs/fictitious_thousands.yaml in the text tower, the image tower, or both; and by
@@ -18,7 +18,7 @@ import yaml
 from tests.benchmarks.seeds import REPOSITORY, config, launch
 from trainer.sections import steps_for
 
-COUNTS = (1, 8, 64, 512, 1024)
+COUNTS = (1024, 512, 64, 8, 1)
 TAUGHT = {"text": ("names",), "image": ("faces",), "both": ("names", "faces")}
 RECIPES = ("ours", "paper")
 WORLD = REPOSITORY / "runs/thousands/world"
