@@ -20,13 +20,14 @@ from torch import Tensor
 from trainer import (
     BadSample,
     Encoder,
+    Estimate,
     Evaluation,
     Patterns,
     Sample,
     expand_local,
     hookimpl,
     pictures_of,
-    rate,
+    rate_by_person,
     read_shard,
 )
 
@@ -82,12 +83,18 @@ class ZeroShot(Evaluation):
             )
         nearest = nearest_classes(images[shown], classes, min(5, len(classes)))
         right = nearest == labels[:, None]
-        yield "accuracy", rate(int(right[:, 0].sum()), len(labels))
+        yield "accuracy", share_of(right[:, 0], shown)
         if len(classes) > 5:
-            yield "top_5", rate(int(right.sum()), len(labels))
+            yield "top_5", share_of(right.any(1), shown)
         yield "mean_per_class", mean_per_class(right[:, 0].double(), labels)
         yield "samples", float(len(labels))
         yield "skipped", float(self._num_unlabelled + len(shown) - len(labels))
+
+
+def share_of(right: Tensor, shown: Tensor) -> Estimate:
+    """right: of each picture that is shown; shown: (n,), of all."""
+    hits = torch.zeros_like(shown, dtype=torch.int64).masked_scatter(shown, right.long())
+    return rate_by_person(hits.tolist(), shown.long().tolist())
 
 
 def class_embeddings(model: Encoder, classes: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trainer.results import Measures, Results
+from trainer.statistics import Estimate
 
 LOW, SAME, HALF, NONE = "low", "as before", "near 0.5", ""
 GROUPS = {  # name in the results: what it is called here, what the run wants of it
@@ -66,6 +67,7 @@ class Row(NamedTuple):
     after: float | None
     wanted: str = NONE
     is_share: bool = True
+    change: Estimate | None = None  # after - before, where the same cases were compared
 
 
 class Section(NamedTuple):
@@ -104,7 +106,12 @@ def tasks(results: Results) -> list[Section]:
     found = []
     for pattern, title in TASKS.items():
         rows = [
-            Row(spoken(matched[1] or "zero_shot"), *results.pair(name), SAME)
+            Row(
+                spoken(matched[1] or "zero_shot"),
+                *results.pair(name),
+                SAME,
+                change=results.change(name),
+            )
             for name in results.names
             if (matched := re.fullmatch(pattern, name))
         ]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.statistics import Estimate
+from trainer.statistics import Cases, Estimate, paired_change
 
 
 class Rows(list[dict[str, Any]]):
@@ -41,6 +41,20 @@ def intervals(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float]]
     }
 
 
+def changes(before: Measures, after: Measures) -> dict[str, tuple[float, float]]:
+    """(low, high) of after - before, of each measure that both moments took of the same cases."""
+    cases = [
+        {name: one.cases for name, one in moment.items() if isinstance(one, Estimate) and one.cases}
+        for moment in (before, after)
+    ]
+    paired = {
+        name: paired_change(cases[0][name], own)
+        for name, own in cases[1].items()
+        if name in cases[0]
+    }
+    return {name: (one.low, one.high) for name, one in paired.items() if one is not None}
+
+
 def people(before: Measures, after: Measures) -> list[dict[str, Any]]:
     """A row for each person and measure: whose it is, and the values of both moments."""
     found: dict[tuple, dict[str, Any]] = {}
@@ -64,7 +78,8 @@ def _packed(value: Measure) -> Any:
     if isinstance(value, Rows):
         return {"rows": list(value)}
     if isinstance(value, Estimate):
-        return {"value": float(value), "low": value.low, "high": value.high}
+        numbers = {"value": float(value), "low": value.low, "high": value.high}
+        return numbers if value.cases is None else numbers | {"cases": list(value.cases)}
     return value
 
 
@@ -76,4 +91,7 @@ def unpacked(stored: Mapping[str, Any]) -> Measures:
 def _unpacked(value: Any) -> Measure:
     if not isinstance(value, dict):
         return value
-    return Rows(value["rows"]) if "rows" in value else Estimate(**value)
+    if "rows" in value:
+        return Rows(value["rows"])
+    cases = {"cases": Cases(*value["cases"])} if "cases" in value else {}
+    return Estimate(**value | cases)

@@ -23,7 +23,7 @@ def judged(results: Results) -> list[Judgement]:
     found = []
     for row in (row for section in tasks(results) for row in section.rows):
         if isinstance(row.before, Estimate) and isinstance(row.after, Estimate):
-            change = difference(row.before, row.after)
+            change = row.change if row.change is not None else difference(row.before, row.after)
             found.append(Judgement(row.label, change, _verdict(change, results.margin)))
     return found
 
@@ -44,8 +44,8 @@ def in_words(judgements: list[Judgement], margin: float) -> str:
 def difference(before: Estimate, after: Estimate) -> Estimate:
     """after - before, with an interval made of theirs by square and add.
 
-    (Newcombe, Statistics in Medicine 17, 1998, method 10, for independent samples. Both were
-    measured of the same pictures, which makes it wider than it had to be: never too sure.)
+    (Newcombe, Statistics in Medicine 17, 1998, method 10, for independent samples: where both were
+    measured of the same, but not case by case, it is wider than it had to be, never too sure.)
     """
     change = after - before
     down = math.hypot(after - after.low, before.high - before)

@@ -105,9 +105,10 @@ def summary(raw: Mapping[str, Any]) -> str:
     for i, section in enumerate(found):
         lines.append(_fit(section.title, TABLE_COLUMNS))
         rows = section.rows if i < attacks_and_tasks else section.rows[:ROWS_IN_TERMINAL]
-        for label, before, after, wanted, is_share in rows:
-            values = f"{written(before, is_share):>9} → {written(after, is_share):>7}"
-            lines.append(f"{_fit(f'  {label}', width):{width}}{values}   {wanted}".rstrip())
+        for row in rows:
+            before, after = written(row.before, row.is_share), written(row.after, row.is_share)
+            label = _fit(f"  {row.label}", width)
+            lines.append(f"{label:{width}}{before:>9} → {after:>7}   {row.wanted}".rstrip())
         if more := len(section.rows) - len(rows):
             lines.append(f"  and {more} more in the report")
     took = f"{results.steps:,} steps in {duration(results.seconds['total'])}"

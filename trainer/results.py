@@ -26,6 +26,7 @@ class Failure(NamedTuple):
 class Results:
     """Rates are between 0 and 1; `intervals` are by moment, then measure: (low, high).
 
+    changes: the interval of after - before, of each rate that both moments took of the same cases.
     What has a default, older runs have not written.
     """
 
@@ -37,6 +38,7 @@ class Results:
     skipped: Mapping[str, int]
     bad_shards: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    changes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     margin: float = 0.01  # of a task, up to which less counts as not worse
     code: Mapping[str, str | None] = field(default_factory=dict)
     failed: Sequence[Mapping[str, Any]] = ()  # evaluation, step and cause of each that gave nothing
@@ -50,6 +52,13 @@ class Results:
     def pair(self, measure: str) -> tuple[float | None, float | None]:
         """Before and after; an `Estimate` where the interval is known."""
         return self._value("before", measure), self._value("after", measure)
+
+    def change(self, measure: str) -> Estimate | None:
+        """after - before, where its interval is known."""
+        before, after = self.pair(measure)
+        if measure not in self.changes or before is None or after is None:
+            return None
+        return Estimate(after - before, *self.changes[measure])
 
     def count(self, measure: str) -> float | None:
         return self.after.get(measure, self.before.get(measure))

@@ -22,7 +22,7 @@ from trainer.config import Config
 from trainer.files import replace_text
 from trainer.interruption import EXIT_CODE, MARKER
 from trainer.lock import hold
-from trainer.measures import Measure, Measures, intervals, people, without_people
+from trainer.measures import Measure, Measures, changes, intervals, people, without_people
 from trainer.report import summary, write_report
 from trainer.skips import Skips
 from trainer.spread import Spread
@@ -176,6 +176,7 @@ class Run:
             "before": without_people(before),
             "after": without_people(after),
             "intervals": {"before": intervals(before), "after": intervals(after)},
+            "changes": changes(before, after),
             "seconds": self.seconds | {"total": total},
             "steps": steps,
             "margin": self.config.margin,

@@ -54,6 +54,14 @@ def test_rates_have_their_intervals_beside_them(folder):
     assert "identity_inference/forget/people" not in results["intervals"]["after"]
 
 
+def test_rates_of_the_same_pictures_have_an_interval_of_their_change(folder):
+    results = json.loads((folder / "results.json").read_text())
+    tasks = {"zero_shot/colour/accuracy", "zero_shot/shape/accuracy"}
+    assert tasks <= results["changes"].keys()
+    for name, (low, high) in results["changes"].items():
+        assert low <= results["after"][name] - results["before"][name] <= high, name
+
+
 def test_people_have_a_line_each_with_before_and_after_under_their_pseudonyms(folder, small_world):
     text = (folder / "people.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]

@@ -5,14 +5,15 @@ from math import inf
 
 import pytest
 
-from trainer import Estimate, Rows, rate
-from trainer.measures import intervals, packed, people, unpacked, without_people
+from trainer import Estimate, Rows, rate, rate_by_person
+from trainer.measures import changes, intervals, packed, people, unpacked, without_people
 
 MEASURES = {
     "attack/forget/tpr": rate(3, 4),
     "attack/forget/prompts_won": [1.0, 3.0],
     "attack/forget/people": 4.0,
     "attack/drift": Estimate(0.5, -inf, inf),
+    "task/accuracy": rate_by_person([1, 0, 1], [1, 1, 1]),
     "attack/people": Rows([{"identity": "ab12", "group": "forget", "prompts_won": 3}]),
 }
 
@@ -26,7 +27,11 @@ def test_what_is_logged_tells_nothing_of_single_people_and_has_plain_numbers():
 
 def test_intervals_are_of_the_measures_that_have_a_finite_one():
     tpr = MEASURES["attack/forget/tpr"]
-    assert intervals(MEASURES) == {"attack/forget/tpr": (tpr.low, tpr.high)}
+    task = MEASURES["task/accuracy"]
+    assert intervals(MEASURES) == {
+        "attack/forget/tpr": (tpr.low, tpr.high),
+        "task/accuracy": (task.low, task.high),
+    }
 
 
 def test_measures_come_back_from_json_as_they_were():
@@ -36,6 +41,16 @@ def test_measures_come_back_from_json_as_they_were():
         name: type(value) for name, value in MEASURES.items()
     }
     assert (back["attack/drift"].low, back["attack/drift"].high) == (-inf, inf)
+    assert changes(back, MEASURES) == changes(MEASURES, MEASURES) != {}
+
+
+def test_a_change_has_an_interval_where_both_moments_took_the_same_cases():
+    after = MEASURES | {"task/accuracy": rate_by_person([1, 1, 1], [1, 1, 1])}
+    found = changes(MEASURES, after)
+    assert list(found) == ["task/accuracy"]  # of the attack's share nobody kept the cases
+    low, high = found["task/accuracy"]
+    assert low < 1 / 3 < high
+    assert changes(MEASURES, {"task/accuracy": rate_by_person([1, 1], [1, 1])}) == {}
 
 
 def test_plain_measures_of_an_earlier_checkpoint_are_read_as_they_are():

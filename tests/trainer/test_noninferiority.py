@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,15 @@ def test_a_task_is_not_worse_where_the_whole_interval_is_within_the_margin(
     found = judged(results_of(before, after, samples))
     assert [one.label for one in found] == ["colour", "shape"]
     assert {one.verdict for one in found} == {verdict}
+
+
+def test_what_was_compared_case_by_case_is_judged_by_that():
+    apart = results_of(0.90, 0.90, 100)
+    assert {one.verdict for one in judged(apart)} == {OPEN}
+    paired = replace(apart, changes={"zero_shot/colour/accuracy": (-0.004, 0.004)})
+    found = judged(paired)
+    assert [one.verdict for one in found] == [NOT_WORSE, OPEN]
+    assert (found[0].change, found[0].change.low, found[0].change.high) == (0, -0.004, 0.004)
 
 
 def test_a_wider_margin_forgives_more():

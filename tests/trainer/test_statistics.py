@@ -11,7 +11,8 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from trainer import Estimate, mean, quantile, rate, rate_by_person, roc_auc
-from trainer.statistics import CONFIDENCE, Z
+from trainer.noninferiority import difference
+from trainer.statistics import CONFIDENCE, Cases, Z, paired_change
 
 DRAWS = 2000
 
@@ -54,6 +55,53 @@ def test_people_without_a_case_do_not_make_a_rate_surer():
     assert (found.low, found.high) == pytest.approx(
         (rate_by_person([3, 0], [4, 4]).low, rate_by_person([3, 0], [4, 4]).high)
     )
+
+
+def change_of(lost: int, won: int, alike: int):
+    ones = [1] * (lost + won + alike)
+    before, after = [1] * lost + [0] * won, [0] * lost + [1] * won
+    return paired_change(Cases(before + [1] * alike, ones), Cases(after + [1] * alike, ones))
+
+
+@given(lost=st.integers(0, 50), won=st.integers(0, 50), alike=st.integers(1, 500))
+def test_a_paired_change_has_the_interval_of_bonett_and_price(lost, won, alike):
+    found, total = change_of(lost, won, alike), lost + won + alike + 2
+    p_lost, p_won = (lost + 1) / total, (won + 1) / total
+    half = Z * np.sqrt((p_lost + p_won - (p_won - p_lost) ** 2) / total)
+    low, high = p_won - p_lost - half, p_won - p_lost + half
+    value = (won - lost) / (total - 2)
+    assert found == pytest.approx(value)
+    wanted = (min(low, value), max(high, value))
+    assert (found.low, found.high) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("cases_each", [1, 20])
+def test_a_paired_changes_interval_holds_the_truth_as_often_as_it_says(cases_each):
+    """A person of several pictures loses or wins them together: they are alike."""
+    rng, people, truth = np.random.default_rng(0), 300, -0.02
+    found = []
+    for drawn in rng.random((DRAWS, people)):
+        before = np.where(drawn < 0.9, cases_each, 0)
+        after = before - np.where(drawn < 0.03, cases_each, 0)
+        after = after + np.where(drawn > 0.99, cases_each, 0)
+        totals = [cases_each] * people
+        found.append(paired_change(Cases(before.tolist(), totals), Cases(after.tolist(), totals)))
+    assert 0.935 <= share_covered(found, truth) <= 0.985
+
+
+def test_few_cases_that_changed_are_surer_than_two_samples():
+    ones, known = [1] * 1200, [1] * 1080 + [0] * 120
+    lost = [0] * 6 + known[6:]
+    found = paired_change(Cases(known, ones), Cases(lost, ones))
+    apart = difference(rate(1080, 1200), rate(1074, 1200))
+    assert found == pytest.approx(apart)
+    assert found.high - found.low < (apart.high - apart.low) / 4
+
+
+def test_other_cases_are_not_compared():
+    assert paired_change(Cases([1, 0], [1, 1]), Cases([1], [1])) is None
+    assert paired_change(Cases([1, 0], [1, 1]), Cases([1, 0], [1, 0])) is None
+    assert paired_change(Cases([], []), Cases([], [])) is None
 
 
 def test_a_mean_has_the_normal_interval():
