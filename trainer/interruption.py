@@ -1,6 +1,6 @@
 """A run that is told to stop: it saves at the end of the step, on all processes, and can go on.
 
-One whose launcher is killed cannot be told, and ends with it.
+Its launcher's end tells one that was launched alone; one of several ends with it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ from torch import Tensor
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
 EXIT_CODE = 75  # "temporary failure, try again" of sysexits.h
 MARKER = "interrupted"  # in the run's folder; launchers swallow exit codes
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # what they set
+SEVERAL, ANY = "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"  # what launchers set
 LAUNCHER = re.compile(b"launch|torch")  # in the command line of one
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def end_with_launcher() -> None:
-    """When what launched this process is killed, it is too (Linux): it would train on beside the
-    run that takes its place. Who starts a process without a launcher may leave it alone."""
-    if not sys.platform.startswith("linux") or not any(name in os.environ for name in LAUNCHERS):
+    """When what launched this process ends, it does too (Linux): it would train on beside the run
+    that takes its place. Who starts a process without a launcher may leave it alone.
+
+    One of several is killed, since it could agree with nobody on where to save. One that was
+    launched alone is told to stop: accelerate passes no signal on to it, and is ended by its own.
+    """
+    if not sys.platform.startswith("linux") or not {SEVERAL, ANY} & os.environ.keys():
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    number = signal.SIGKILL if SEVERAL in os.environ else signal.SIGTERM
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     # Killed before this line, it is replaced as parent by the first process, which launches
     # nothing but in a container of its own.
     if os.getppid() == 1 and not LAUNCHER.search(Path("/proc/1/cmdline").read_bytes()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.trainer.test_checkpoint import SMALL, finished, launched, same_result
 from trainer.checkpoint import find
+from trainer.interruption import MARKER
 
 RANKS = 2
 MOST_STEPS = 3  # of one start in a chain of kills, before it is killed at the latest
@@ -145,13 +147,18 @@ def test_a_second_run_in_the_same_folder_is_refused_on_all_ranks_and_the_first_g
     killed(process, kill_everything, Random(0))
 
 
-def test_what_accelerate_launched_alone_ends_with_its_launcher(world):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)
+def test_what_accelerate_launched_alone_saves_when_its_launcher_is_ended(world, number):
+    """accelerate passes no signal on to it, and is ended by its own."""
+    name = f"alone-{number.name}"
     process = subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
          REPOSITORY / "launch/cpu.yaml", "-m", "trainer", "train", "configs/small.yaml", *SMALL,
-         "output=runs/alone", ENDLESS, "checkpoint.every=1"],
+         f"output=runs/{name}", ENDLESS, "checkpoint.every=1"],
         cwd=world, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    wait_for_moment(process, world / "runs/alone/checkpoints", "step", Random(0))
-    killed(process, kill_launcher, Random(0))
+    folder = world / "runs" / name
+    wait_for_moment(process, folder / "checkpoints", "step", Random(0))
+    killed(process, lambda *_: process.send_signal(number), Random(0))
+    assert newest_step(folder / "checkpoints") == int((folder / MARKER).read_text())
