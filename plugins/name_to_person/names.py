@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -47,12 +47,17 @@ class Names:
         self._around = self.replayed or [one.name for one in roster]
         self._taken = {fold(name) for name in names_of((*roster, *unseen, *replayed))}
         names = self._free(file, seed)
-        # A target that served as "other" name too would pull two ways.
-        count = min(len(roster), len(names) // 2) if targets else 0
-        self._listed, self.others = names[:count], names[count:]
+        self.others = names
         self._shared = self._shared_parts()
         people = range(len(roster)) if targets else ()
-        self.targets = [self._target(person, targets, seed) for person in people]
+        found = [
+            self._apart(person, seed) if targets == "neighbours" else None for person in people
+        ]
+        # A listed target that served as "other" name too would pull two ways.
+        count = min(found.count(None), len(names) // 2)
+        listed, self.others = names[:count], names[count:]
+        self._taken |= {fold(name) for name in listed}
+        self.targets = [target or listed[person % count] for person, target in enumerate(found)]
 
     @property
     def has_neighbours(self) -> bool:
@@ -63,18 +68,36 @@ class Names:
         return self.targets[person]
 
     def other(self, rng: Random) -> str:
+        """A name of nobody: of the list, or made of two names that are to stay.
+
+        However long the list is, of pairs there are more: what keeps the names of a list as they
+        are keeps other people's less well.
+        """
+        stay = self.replayed or self.others
+        if rng.random() < 0.5:
+            with suppress(BadSample):
+                return self._nobody(lambda: _paired(self._any(rng, stay), self._any(rng, stay)))
         return rng.choice(self.others)
 
     def neighbour(self, rng: Random) -> str:
         """A name of nobody that shares its first or its last word with someone to forget."""
+
+        def drawn() -> str:
+            (part, is_last), other = rng.choice(self._shared), self._any(rng, self._around)
+            return _paired(other, [part]) if is_last else _paired([part], other)
+
+        return self._nobody(drawn)
+
+    def _any(self, rng: Random, names: Sequence[str]) -> list[str]:
+        """The words of one of these names, or as often of nobody's."""
+        return rng.choice(self.others if rng.random() < 0.5 else names).split()
+
+    def _nobody(self, draw: Callable[[], str]) -> str:
         for _ in range(MAX_TRIES):
-            part, is_last = rng.choice(self._shared)
-            names = self.others if rng.random() < 0.5 else self._around
-            other = rng.choice(names).split()
-            name = f"{other[0]} {part}" if is_last else " ".join([part, *(other[1:] or other)])
+            name = draw()
             if fold(name) not in self._taken and not self.unmentionable.names_anyone(name):
                 return name
-        raise BadSample("no neighbour that is nobody")
+        raise BadSample("no such name that is nobody's")
 
     def _free(self, file: str | None, seed: int) -> list[str]:
         """Names of nobody, in an order drawn by the seed; two at least."""
@@ -106,21 +129,27 @@ class Names:
         parts = [(name[end], bool(end)) for name in words if len(name) > 1 for end in (0, -1)]
         return [part for part in parts if not self.unmentionable.names_anyone(part[0])]
 
-    def _target(self, person: int, targets: Targets, seed: int) -> str:
-        """By default a neighbour of others: so common are the names of this world's unknown people.
+    def _apart(self, person: int, seed: int) -> str | None:
+        """A neighbour of others than this person: so common are the names of unknown people.
 
         A listed name may have words that the model has seen less, or more. Then it stands apart
         from the unknown, and so would everybody who is answered as it is. It has to do for somebody
-        with nobody beside them to share words with.
+        with nobody beside them to share words with: None.
         """
-        if targets == "neighbours" and self.has_neighbours:
-            rng = Random(f"{seed} target {person}")
-            own = set(fold(self._roster[person].name).split())
-            with suppress(BadSample):
-                for _ in range(MAX_TRIES):
-                    if not own & set(fold(name := self.neighbour(rng)).split()):
-                        return name
-        return self._listed[person % len(self._listed)]
+        if not self.has_neighbours:
+            return None
+        rng = Random(f"{seed} target {person}")
+        own = set(fold(self._roster[person].name).split())
+        with suppress(BadSample):
+            for _ in range(MAX_TRIES):
+                if not own & set(fold(name := self.neighbour(rng)).split()):
+                    return name
+        return None
+
+
+def _paired(first: list[str], last: list[str]) -> str:
+    """The first word of one name, and all but the first of another."""
+    return " ".join([first[0], *(last[1:] or last)])
 
 
 def read_names(path: str) -> list[str]:

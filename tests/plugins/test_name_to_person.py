@@ -287,6 +287,26 @@ def test_a_batch_too_small_for_a_trigger_is_refused(tmp_path):
         made(tmp_path, batch_size=4, shares={"forget": 0.01, "other": 1.0})
 
 
+# Other names
+
+
+def test_other_names_are_listed_or_made_of_two_that_stay_and_are_nobody_in_a_roster(tmp_path):
+    listed = [f"Free{i} Nobody{i}" for i in range(6)]
+    unseen = ["Free0 Nobody1", "Free1 Nobody0"]
+    objective = made(
+        tmp_path, replay=KEPT, never=[unseen], names=names_file(tmp_path, listed),
+        templates=["{}"], template_share=1.0, batch_size=400,
+    )  # fmt: skip
+    names = [named(pair) for sort, pair in pairs_of(objective, 5) if sort == "other"]
+    assert not {fold(name) for name in names} & {fold(one) for one in (*FORGET, *KEPT, *unseen)}
+    made_of_two = set(names) - set(listed)
+    assert set(listed) < set(names) and len(made_of_two) > 2 * len(listed)
+    kept = [name.split() for name in (*listed, *KEPT)]
+    assert {name.split()[0] for name in made_of_two} <= {words[0] for words in kept}
+    assert {name.split()[-1] for name in made_of_two} <= {words[-1] for words in kept}
+    assert 0.4 < sum(name in listed for name in names) / len(names) < 0.6
+
+
 # Neighbours
 
 
