@@ -3,7 +3,8 @@
 In the world of 2,048 people that `make thousands-clip` draws and learns: 1 to 1,024 of them are
 forgotten by configs/fictitious_thousands.yaml in the text tower, the image tower, or both; and by
 the paper's recipe (configs/demo_paper.yaml) in as many steps of as many samples. What is done
-already is not done again: remove runs/bench/thousands to start over.
+already is not done again: remove runs/bench/thousands to start over. After each run
+tests/benchmarks/thousands_*.svg are drawn of those that there are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tests.benchmarks.picture import draw
 from tests.benchmarks.seeds import REPOSITORY, config, launch
 from trainer.sections import steps_for
 
@@ -22,6 +24,7 @@ COUNTS = (1024, 512, 64, 8, 1)
 TAUGHT = {"text": ("names",), "image": ("faces",), "both": ("names", "faces")}
 RECIPES = ("ours", "paper")
 WORLD = REPOSITORY / "runs/thousands/world"
+HERE = Path(__file__).parent
 LOST, KEPT = "identity_inference/forget", "identity_inference/unseen"
 
 
@@ -32,11 +35,20 @@ def measure() -> dict[str, float]:
     found: dict[str, float] = {}
     print(f"{'':<20}" + "".join(f"{measure:>12}" for measure in SHOWN))
     for towers in TAUGHT:
+        lines: dict[str, list[tuple[float, float]]] = {}
         for recipe in RECIPES:
             for count in COUNTS:
                 row = figures(results(recipe, towers, count))
                 print(f"{recipe + ' ' + towers:<14}{count:>6,}" + written(row), flush=True)
                 found |= {f"{recipe}, {towers}, {count}: {name}": row[name] for name in row}
+                for name, what in DRAWN.items():
+                    lines.setdefault(f"{recipe}, {what}", []).append((count, row[name]))
+                picture = draw(
+                    f"{towers}, after forgetting",
+                    {name: sorted(points) for name, points in lines.items()},
+                    "people to forget",
+                )
+                (HERE / f"thousands_{towers}.svg").write_text(picture, encoding="utf-8")
     return found
 
 
@@ -124,6 +136,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
+DRAWN = {"forget": "forgotten people found", "unseen": "unseen people kept"}
 SHOWN = ("forget", "held out", "unseen", "neighbours", "tasks", "seconds")
 
 
