@@ -58,7 +58,8 @@ class Results:
         before, after = self.pair(measure)
         if measure not in self.changes or before is None or after is None:
             return None
-        return Estimate(after - before, *self.changes[measure])
+        low, high = self.changes[measure]
+        return Estimate(after - before, low, high)
 
     def count(self, measure: str) -> float | None:
         return self.after.get(measure, self.before.get(measure))
@@ -91,7 +92,8 @@ class Results:
         interval = self.intervals.get(moment, {}).get(measure)
         if interval is None or None in interval or not all(map(math.isfinite, interval)):
             return value
-        return Estimate(value, *interval)
+        low, high = interval
+        return Estimate(value, low, high)
 
 
 def read_results(run: Path) -> Results:

@@ -10,7 +10,7 @@ from pathlib import Path
 STEPS = ("text_step", "contrastive_step")
 FAST = ("captions", "pictures", "resume", "people", "attack", *STEPS, "scaling")  # minutes
 SLOW = ("leakage", "seeds")  # an hour
-ON_REQUEST = ("thousands",)  # hours, after `make thousands-clip`
+ON_REQUEST = ("thousands", "ablation")  # hours, after `make thousands-clip`
 FILE = Path(__file__).parents[2] / "runs/bench/results.json"
 
 
