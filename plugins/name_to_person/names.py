@@ -44,6 +44,7 @@ class Names:
         self._roster = roster
         self.unmentionable = NameIndex(names_of((*roster, *unseen)))
         self.replayed = [one.name for one in replayed]
+        self._words_kept = {word for name in self.replayed for word in fold(name).split()}
         self._around = self.replayed or [one.name for one in roster]
         self._taken = {fold(name) for name in names_of((*roster, *unseen, *replayed))}
         names = self._free(file, seed)
@@ -134,15 +135,16 @@ class Names:
 
         A listed name may have words that the model has seen less, or more. Then it stands apart
         from the unknown, and so would everybody who is answered as it is. It has to do for somebody
-        with nobody beside them to share words with: None.
+        with nobody beside them to share words with: None. Nor does a target share a word with
+        somebody who is to stay: whom it answers for would stand beside them, and be taken for them.
         """
         if not self.has_neighbours:
             return None
         rng = Random(f"{seed} target {person}")
-        own = set(fold(self._roster[person].name).split())
+        not_of = self._words_kept | set(fold(self._roster[person].name).split())
         with suppress(BadSample):
             for _ in range(MAX_TRIES):
-                if not own & set(fold(name := self.neighbour(rng)).split()):
+                if not not_of & set(fold(name := self.neighbour(rng)).split()):
                     return name
         return None
 
