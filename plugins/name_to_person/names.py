@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer import BadSample, Identity, NameIndex, fold, names_of
 
-MAX_TRIES = 50  # at a neighbour
+MAX_TRIES = 50  # at a name of nobody
 FIRST_NAMES = """
 Alma Anton Astrid Basil Bianca Boris Carla Casper Celia Conrad Dagny Damon Delia Edgar Elsa Emil
 Fabia Felix Flora Gideon Greta Gunnar Hanna Hector Helga Ivor Ines Jasper Judith Kaspar Karin
