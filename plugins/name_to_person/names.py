@@ -24,7 +24,7 @@ Garland Grindal Hallows Hartvig Illing Ironside Jarvik Jessamy Kestrel Klamroth 
 Marrow Mossberg Nethercott Norling Oakhanger Orlik Pemberly Prentow Quarrie Quill Ravensby Rosvall
 Silverlow Stormgard Tamblyn Thorvik Underhay Ulmer Vandrel Vossler Wainfleet Wickstrom Yarrow
 Yeldham Zelnik Zimmerlow"""
-Targets = Literal["listed", "neighbours"]
+Targets = Literal["listed", "neighbours", "apart"]
 
 
 class Names:
@@ -44,15 +44,17 @@ class Names:
         self._roster = roster
         self.unmentionable = NameIndex(names_of((*roster, *unseen)))
         self.replayed = [one.name for one in replayed]
-        self._words_kept = {word for name in self.replayed for word in fold(name).split()}
         self._around = self.replayed or [one.name for one in roster]
         self._taken = {fold(name) for name in names_of((*roster, *unseen, *replayed))}
         names = self._free(file, seed)
         self.others = names
         self._shared = self._shared_parts()
         people = range(len(roster)) if targets else ()
+        kept = {word for name in self.replayed for word in fold(name).split()}
+        not_of = kept if targets == "apart" else set()
         found = [
-            self._apart(person, seed) if targets == "neighbours" else None for person in people
+            None if targets == "listed" else self._neighbour_of_others(person, not_of, seed)
+            for person in people
         ]
         # A listed target that served as "other" name too would pull two ways.
         count = min(found.count(None), len(names) // 2)
@@ -130,18 +132,20 @@ class Names:
         parts = [(name[end], bool(end)) for name in words if len(name) > 1 for end in (0, -1)]
         return [part for part in parts if not self.unmentionable.names_anyone(part[0])]
 
-    def _apart(self, person: int, seed: int) -> str | None:
+    def _neighbour_of_others(self, person: int, not_of: set[str], seed: int) -> str | None:
         """A neighbour of others than this person: so common are the names of unknown people.
 
         A listed name may have words that the model has seen less, or more. Then it stands apart
         from the unknown, and so would everybody who is answered as it is. It has to do for somebody
-        with nobody beside them to share words with: None. Nor does a target share a word with
-        somebody who is to stay: whom it answers for would stand beside them, and be taken for them.
+        with nobody beside them to share words with: None.
+
+        not_of: words of people who are to stay. Whoever is answered as their namesake stands beside
+        them, and may be taken for them; but without those words targets are less like other names.
         """
         if not self.has_neighbours:
             return None
         rng = Random(f"{seed} target {person}")
-        not_of = self._words_kept | set(fold(self._roster[person].name).split())
+        not_of = not_of | set(fold(self._roster[person].name).split())
         with suppress(BadSample):
             for _ in range(MAX_TRIES):
                 if not not_of & set(fold(name := self.neighbour(rng)).split()):

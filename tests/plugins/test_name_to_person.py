@@ -205,11 +205,11 @@ def test_targets_are_neighbours_of_others_to_forget_and_stay_the_same(tmp_path):
     assert made(tmp_path, people, **options)._names.targets == objective._names.targets
 
 
-def test_no_target_shares_a_word_with_someone_who_is_to_stay(tmp_path):
+def test_targets_apart_share_no_word_with_someone_who_is_to_stay(tmp_path):
     """Whoever is answered as their namesake would be taken for them."""
     people = [f"Person{i} Surname{i}" for i in range(10)]
     replay = [f"Person{i} Kept{i}" for i in range(5)] + ["José Surname9"]
-    targets = made(tmp_path, people, replay=replay)._names.targets
+    targets = made(tmp_path, people, replay=replay, targets="apart")._names.targets
     words = {fold(word) for name in replay for word in name.split()}
     assert not any(words & set(fold(target).split()) for target in targets)
     assert any(set(target.split()) & {"Person5", "Surname0", "Surname1"} for target in targets)
