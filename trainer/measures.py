@@ -43,16 +43,19 @@ def intervals(measures: Mapping[str, Measure]) -> dict[str, tuple[float, float]]
 
 def changes(before: Measures, after: Measures) -> dict[str, tuple[float, float]]:
     """(low, high) of after - before, of each measure that both moments took of the same cases."""
-    cases = [
-        {name: one.cases for name, one in moment.items() if isinstance(one, Estimate) and one.cases}
-        for moment in (before, after)
-    ]
+    earlier = _cases(before)
     paired = {
-        name: paired_change(cases[0][name], own)
-        for name, own in cases[1].items()
-        if name in cases[0]
+        name: paired_change(earlier[name], own)
+        for name, own in _cases(after).items()
+        if name in earlier
     }
     return {name: (one.low, one.high) for name, one in paired.items() if one is not None}
+
+
+def _cases(measures: Measures) -> dict[str, Cases]:
+    return {
+        name: one.cases for name, one in measures.items() if isinstance(one, Estimate) and one.cases
+    }
 
 
 def people(before: Measures, after: Measures) -> list[dict[str, Any]]:

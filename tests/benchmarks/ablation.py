@@ -21,7 +21,7 @@ PARTS = {
     "targets: unknown names of a list": [f"{NAMES}.targets=listed"],
     'target: "a person"': [f"{NAMES}.target=a person"],
     "distance: cosine": [f"{NAMES}.distance=cosine", "objectives.keep.distance=cosine"],
-    "no matched contexts: templates alone": [f"{NAMES}.template_share=1.0"],
+    "templates alone, no clean captions": [f"{NAMES}.template_share=1.0"],
     "no recombined neighbours": [f"{NAMES}.shares.recombined=0", f"{NAMES}.shares.other=0.45"],
     "no other names": [f"{NAMES}.shares.other=0", f"{NAMES}.shares.recombined=0.45"],
     "no replay": [f"{NAMES}.shares.replayed=0"],
