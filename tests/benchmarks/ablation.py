@@ -14,7 +14,7 @@ import yaml
 from tests.benchmarks.seeds import REPOSITORY, launch
 from tests.benchmarks.thousands import configuration, roster
 
-STEPS, FORGOTTEN, ATTACKED = 500, 1024, 256
+STEPS, FORGOTTEN, ATTACKED, CANDIDATES = 500, 1024, 256, 1500
 NAMES = "objectives.names"
 PARTS = {
     "as configured": [],
@@ -57,6 +57,7 @@ def results(part: str, overrides: list[str]) -> dict:
         attack["groups"] = {
             group: roster(f"attack_{group}", ATTACKED) for group in ("forget", "unseen", "replayed")
         }
+        attack["candidates"] = CANDIDATES  # fewer are attacked, whose names are among them
         raw["evaluations"] = {ATTACK: attack}
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(raw, sort_keys=False))
