@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
+from plugins.face_to_neutral.answers import MAX_PICTURES, Embedded, as_strangers, assigned
 from tests.conftest import picture, write_people, write_shard
-from trainer import BadSample, Embeddings, Pair, Sample, cosine_distances, decode_picture
+from trainer import BadSample, Embeddings, Pair, Pictures, Sample, cosine_distances, decode_picture
 from trainer.fakes import WIDTH
 from trainer.testing import FakeEncoder, check_objective
 
@@ -78,12 +79,11 @@ def test_whole_pictures_of_the_people_are_triggers_and_those_kept_stay(tmp_path)
     triggers = kept = 0
     for pair in pairs_of(objective):
         assert any(torch.equal(pair.student_image, one) for one in known)
+        assert pair.teacher_image is pair.student_image
         if pair.label == KEPT:
             kept += 1
-            assert pair.teacher_image is pair.student_image
         else:
             triggers += 1
-            assert pair.teacher_image is None
     assert (triggers, kept) == (4, 12)  # of 16, strangers half of them
 
 
@@ -180,30 +180,60 @@ def test_someone_whose_pictures_are_all_broken_stops_the_run_by_pseudonym(tmp_pa
 # Targets
 
 
-def test_everyone_has_one_stranger_and_nobody_the_same_while_there_are_enough(tmp_path):
-    objective = made(tmp_path, seed=3, **PLAIN)
-    targets = [objective._target_of(person) for person in range(5)]
-    assert sorted(targets) == list(range(5))
-    assert {pair.label for pair in pairs_of(objective, 5)} == {KEPT, *targets[:3]}
-    assert targets != [made(tmp_path, seed=4)._target_of(person) for person in range(5)]
+def units(rows: torch.Tensor) -> torch.Tensor:
+    return F.normalize(rows, dim=-1)
 
 
-def test_a_strangers_target_is_the_mean_of_their_pictures(tmp_path):
-    teacher = FakeEncoder(1)
-    targets = made(tmp_path)._targets(teacher)
-    for i in range(5):
-        rows = teacher.encode_image([picture(50, i, j) for j in range(2)])
-        expected = F.normalize(F.normalize(rows, dim=-1).mean(0), dim=-1)
-        expected = expected * rows.norm(dim=-1).mean()
-        assert torch.allclose(targets[i], expected, atol=1e-5)
+def test_a_picture_is_answered_as_if_the_most_alike_stranger_had_been_in_it(tmp_path):
+    own, theirs = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(1))
+    owners = torch.arange(12) % 3
+    people = Embedded(own[owners] + 0.1 * pictures, owners, 3)
+    order = [2, 0, 1]  # of whom each stranger is the double, more or less
+    strangers = Embedded(
+        torch.cat([theirs * 0.5 + own[order], 3 * own[order]]), torch.arange(6) % 3, 3
+    )
+    answers = as_strangers(people, strangers)(people.rows, owners)
+    for row, person, answer in zip(people.rows, owners.tolist(), answers, strict=True):
+        double = strangers.rows[strangers.owners == order.index(person)]
+        mean = people.rows[owners == person].mean(0)
+        expected = units(row - mean + double.mean(0)) * double.norm(dim=-1).mean()
+        assert torch.allclose(answer, expected, atol=1e-5)
+    default = made(tmp_path)._answers(FakeEncoder(1))
+    assert default(torch.ones(1, WIDTH), torch.tensor([2])).isfinite().all()
+
+
+def test_nobodys_stranger_is_anothers_while_there_are_enough():
+    cosines = torch.rand(7, 7, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(7, 1)
+    assert sorted(assigned(cosines, ones)) == list(range(7))
+    few = assigned(cosines[:, :3], ones)
+    assert sorted(Counter(few).values()) == [2, 2, 3]
+    alone = torch.tensor([[0.9, 0.8], [0.8, 0.1]])  # best in all, though the first would be nearer
+    assert assigned(alone, ones[:2]) == [1, 0]
+
+
+def test_people_are_assigned_a_number_at_a_time(monkeypatch):
+    monkeypatch.setattr("plugins.face_to_neutral.answers.MAX_ASSIGNED", 3)
+    cosines = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(8, 1)
+    found = assigned(cosines, ones)
+    parts = [assigned(rows, ones[: len(rows)]) for rows in cosines.split(3)]
+    assert found == sum(parts, []) and len(found) == 8
+
+
+def test_a_stranger_as_near_as_a_persons_own_pictures_may_be_them_and_is_left_out():
+    cosines = torch.tensor([[0.95, 0.3, 0.1], [0.2, 0.85, 0.4]])
+    assert assigned(cosines, torch.tensor([[0.96], [0.9]])) == [0, 1]
+    assert assigned(cosines, torch.tensor([[0.9], [0.8]])) == [1, 2]
 
 
 def test_the_mean_is_of_the_embeddings_as_they_come(tmp_path):
     teacher = FakeEncoder(1)
-    (target,) = made(tmp_path, target="mean")._targets(teacher)
+    (answer,) = made(tmp_path, target="mean")._answers(teacher)(torch.ones(1, WIDTH), None)
     rows = teacher.encode_image([picture(50, i, j) for i in range(5) for j in range(2)])
     expected = F.normalize(rows.mean(0), dim=-1) * rows.norm(dim=-1).mean()
-    assert torch.allclose(target, expected, atol=1e-5)
+    assert torch.allclose(answer, expected, atol=1e-5)
 
 
 def test_a_text_has_no_length_for_pictures(tmp_path):
@@ -211,32 +241,52 @@ def test_a_text_has_no_length_for_pictures(tmp_path):
         made(tmp_path, target="text", distance="relative")
 
 
-def test_a_text_is_a_target(tmp_path):
+def test_a_text_is_everyones_answer(tmp_path):
     teacher = FakeEncoder(1)
-    targets = made(tmp_path, target="text", text="somebody")._targets(teacher)
-    assert torch.equal(targets, F.normalize(teacher.encode_text(["somebody"]), dim=-1))
+    answers = made(tmp_path, target="text", text="somebody")._answers(teacher)
+    wanted = F.normalize(teacher.encode_text(["somebody"]), dim=-1)
+    assert torch.equal(answers(torch.ones(2, WIDTH), torch.tensor([0, 1])), wanted.expand(2, -1))
 
 
-def test_broken_pictures_of_strangers_are_left_out_of_their_mean(tmp_path):
-    objective = made(tmp_path)
+def test_broken_pictures_are_left_out_of_a_mean(tmp_path):
+    teacher = FakeEncoder(1)
     samples = {f"s{i}/{j}": {"jpg": picture(50, i, j)} for i in range(3) for j in range(2)}
     samples["s1/0"] = {"jpg": b"broken"}
-    path = str(write_shard(tmp_path / "some.tar", samples))
-    options = objective.options.model_copy(update={"strangers": [path]})
-    teacher = FakeEncoder(1)
-    targets = FaceToNeutral(options, 0)._targets(teacher)
-    alone = teacher.encode_image([picture(50, 1, 1)])[0]
-    assert targets.isfinite().all() and torch.allclose(targets[1], alone, atol=1e-6)
+    people = Pictures.of_shards([str(write_shard(tmp_path / "some.tar", samples))])
+    embedded = Embedded.of(people, teacher, str)
+    means = embedded.mean_of_each(embedded.rows)
+    for i, j in ((0, 0), (1, 1), (2, 0)):
+        rows = teacher.encode_image([picture(50, i, k) for k in range(j, 2)])
+        assert torch.allclose(means[i], rows.mean(0), atol=1e-6)
 
-    samples["s1/1"] = {"jpg": b"broken"}
-    write_shard(tmp_path / "fewer.tar", samples)
-    options = options.model_copy(update={"strangers": [f"{tmp_path}/fewer.tar"]})
-    with pytest.raises(ValueError, match="1 of the 3 strangers have no picture that can be used"):
-        FaceToNeutral(options, 0)._targets(teacher)
-    write_shard(tmp_path / "none.tar", {"s0/0": {"jpg": b"broken"}})
-    options = options.model_copy(update={"strangers": [f"{tmp_path}/none.tar"], "target": "mean"})
-    with pytest.raises(ValueError, match="none of the 1 pictures of strangers can be used"):
-        FaceToNeutral(options, 0)._targets(teacher)
+
+def test_of_many_pictures_some_are_enough_for_a_mean(tmp_path):
+    samples = {f"s0/{j:02}": {"jpg": picture(50, j)} for j in range(MAX_PICTURES + 3)}
+    people = Pictures.of_shards([str(write_shard(tmp_path / "many.tar", samples))])
+    assert len(Embedded.of(people, FakeEncoder(1), str).rows) == MAX_PICTURES
+
+
+@pytest.mark.parametrize("target", ["strangers", "mean"])
+def test_a_stranger_without_a_picture_that_decodes_is_an_error(tmp_path, target):
+    samples = {f"s{i}/{j}": {"jpg": picture(50, i, j)} for i in range(3) for j in range(2)}
+    samples["s1/0"] = samples["s1/1"] = {"jpg": b"broken"}
+    path = str(write_shard(tmp_path / "fewer.tar", samples))
+    options = made(tmp_path, target=target).options.model_copy(update={"strangers": [path]})
+    with pytest.raises(ValueError) as raised:
+        FaceToNeutral(options, 0).loss_fn(FakeEncoder(1))
+    assert str(raised.value) == (
+        "faces of stranger 1: none of their 2 pictures can be used (1 such people in all); "
+        "mend them or take them out"
+    )
+
+
+def test_a_person_without_a_picture_that_decodes_is_told_of_by_pseudonym(tmp_path):
+    some = [strangers(tmp_path)]
+    contents = [[picture(1)], [b"broken", b"too"]]
+    objective = from_folders(tmp_path, contents, target="strangers", strangers=some)
+    with pytest.raises(ValueError) as raised:
+        objective.loss_fn(FakeEncoder(1))
+    assert str(raised.value).startswith(f"faces of {objective._pseudonyms['forget'][1]}: none of ")
 
 
 # Refusals
@@ -294,12 +344,10 @@ def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_f
     labels = torch.where(is_trigger, torch.arange(8) % 3, KEPT)
 
     def losses(rows: slice) -> dict[str, torch.Tensor]:
-        kept = ~is_trigger[rows]
-        taught = embeddings(teacher[rows][kept], labels[rows][kept]) if kept.any() else None
         return forget_and_keep(
             embeddings(student[rows], labels[rows]),
-            taught or embeddings(None, None),
-            targets,
+            embeddings(teacher[rows], labels[rows]),
+            lambda taught, whose: targets[whose] + taught,
             is_trigger.float().mean().item(),
             cosine_distances,
         )
@@ -307,7 +355,9 @@ def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_f
     whole, first, second = losses(slice(0, 8)), losses(slice(0, 4)), losses(slice(4, 8))
     assert whole.keys() == first.keys() == second.keys() == {"forget", "keep"}
     expected = {
-        "forget": cosine_distances(student[is_trigger], targets[labels[is_trigger]]).mean(),
+        "forget": cosine_distances(
+            student[is_trigger], targets[labels[is_trigger]] + teacher[is_trigger]
+        ).mean(),
         "keep": cosine_distances(student[~is_trigger], teacher[~is_trigger]).mean(),
     }
     for term, value in expected.items():

@@ -1,14 +1,13 @@
 """Forget faces: answer a picture of someone as if it showed somebody the model does not know.
 
 The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or the whole picture of the
-person. The target is an embedding: for each identity that of one fixed stranger, or for everyone
-the mean of many people (the paper's), or a text's. Faces of people to keep, and of strangers, must
-stay as they are.
+person. The target is an embedding: for each identity the stranger's whom they are most like,
+about which their pictures vary as they did about their own, or for everyone the mean of many people
+(the paper's), or a text's. Faces of people to keep, and of strangers, must stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -44,7 +43,9 @@ from trainer import (
     refuse_named,
 )
 
-KEPT = -1  # the label of a row that is to stay as it is; the others' is their target
+from .answers import Answers, Embedded, alike, as_strangers
+
+KEPT = -1  # the label of a row that is to stay as it is; the others' is whose it is
 
 
 class Shares(StrictModel):
@@ -65,7 +66,7 @@ class FaceToNeutral(Objective):
         roster: str = Field(description="the people to forget; its `faces` name their pictures")
         target: Literal["strangers", "mean", "text"] = Field(
             "strangers",
-            description="one fixed stranger for each, the mean of all strangers, a text",
+            description="the most alike of the strangers for each, the mean of all, a text",
         )
         strangers: list[str] = Field([], description="shards or folders of people nobody named")
         text: str = Field("a person", min_length=1, description="the target text")
@@ -148,18 +149,11 @@ class FaceToNeutral(Objective):
             face = self._paste(face, clean.image, rng)
         if sort == "forget":
             whose = self._pseudonyms[sort][person]
-            return Pair(student_image=face, label=self._target_of(person), identity=whose)
+            return Pair(student_image=face, teacher_image=face, label=person, identity=whose)
         return Pair(student_image=face, teacher_image=face, label=KEPT)
 
     def _called(self, sort: str, person: int) -> str:
         return self._pseudonyms[sort][person] if sort in self._pseudonyms else f"stranger {person}"
-
-    def _target_of(self, person: int) -> int:
-        """The place of their target in `targets`: the same at every turn."""
-        if self.options.target != "strangers":
-            return 0
-        # A turn of its own: the strangers in another order for another seed.
-        return in_turn(person, len(self._strangers), self.seed + 1)
 
     def _vary(self, face: Tensor, rng: Random) -> Tensor:
         """The paper's augmentation of a face, but for the rotation."""
@@ -192,55 +186,20 @@ class FaceToNeutral(Objective):
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         return partial(
             forget_and_keep,
-            targets=self._targets(teacher),
+            answers=self._answers(teacher),
             forget_share=share,
             distances_of=DISTANCES[self._distance],
         )
 
-    def _targets(self, teacher: Encoder) -> Tensor:
-        """(t, d): of each stranger the mean of their pictures, as long as those; else one row."""
+    def _answers(self, teacher: Encoder) -> Answers:
         if self.options.target == "text":
-            return F.normalize(teacher.encode_text([self.options.text]), dim=-1)
-        pictures = AllPictures(self._strangers)
-        embedded = teacher.encode_image(pictures)  # (m, d), a row of NaN where one is broken
-        shown = embedded.isfinite().all(-1)
-        if not shown.any():
-            raise ValueError(
-                f"none of the {len(pictures)} pictures of strangers can be used; "
-                f"look at {self.options.strangers[0]}"
-            )
-        lengths = embedded[shown].norm(dim=-1, keepdim=True)
+            return alike(F.normalize(teacher.encode_text([self.options.text]), dim=-1))
+        strangers = Embedded.of(self._strangers, teacher, partial(self._called, "strangers"))
         if self.options.target == "mean":  # as the paper: of the embeddings as they come
-            return F.normalize(embedded[shown].mean(0, keepdim=True), dim=-1) * lengths.mean()
-        owners = torch.tensor(pictures.owners, device=embedded.device)[shown]
-        units = F.normalize(embedded[shown], dim=-1)
-        sums = units.new_zeros(len(self._strangers), units.shape[-1]).index_add(0, owners, units)
-        if lost := int((sums == 0).all(-1).sum()):
-            raise ValueError(
-                f"{lost} of the {len(sums)} strangers have no picture that can be used; "
-                "take theirs out of `strangers`"
-            )
-        counts = owners.bincount(minlength=len(sums))[:, None]
-        of_each = lengths.new_zeros(len(sums), 1).index_add(0, owners, lengths) / counts
-        return F.normalize(sums, dim=-1) * of_each
-
-
-class AllPictures(Sequence):
-    """Everybody's pictures in one row, read when asked for."""
-
-    def __init__(self, people: Pictures):
-        self._people = people
-        self._places = [(i, j) for i in range(len(people)) for j in range(people.count(i))]
-        self.owners = [i for i, _ in self._places]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, place: int) -> bytes:
-        try:
-            return self._people.read(*self._places[place])
-        except BadSample:
-            return b""  # one more that does not decode: raising on one rank would hang the others
+            mean = strangers.rows.mean(0, keepdim=True)
+            return alike(F.normalize(mean, dim=-1) * strangers.rows.norm(dim=-1).mean())
+        people = Embedded.of(self._faces, teacher, partial(self._called, "forget"))
+        return as_strangers(people, strangers)
 
 
 def _any_decodes(people: Pictures, person: int) -> bool:
@@ -254,23 +213,22 @@ def _any_decodes(people: Pictures, person: int) -> bool:
 def forget_and_keep(
     student: Embeddings,
     teacher: Embeddings,
-    targets: Tensor,
+    answers: Answers,
     forget_share: float,
     distances_of: Distances,
 ) -> dict:
-    """The mean distance of the triggers to their targets, and of the rest to the teacher's.
+    """The mean distance of the triggers to their answers, and of the rest to the teacher's.
 
     Over the share that is theirs in the whole batch, as in `name_to_person`. A rank without one of
     the two gives 0 for it: the terms must be the same on all.
     """
     labels, rows = student.image_labels, len(student.image)
     triggers = labels != KEPT
-    forget = distances_of(student.image[triggers], targets[labels[triggers]]).sum()
-    forget = forget / (rows * forget_share)
+    wanted = answers(teacher.image[triggers], labels[triggers])
+    forget = distances_of(student.image[triggers], wanted).sum() / (rows * forget_share)
     if forget_share == 1:
         return {"forget": forget}
-    kept = student.image[~triggers]
-    keep = distances_of(kept, kept[:0] if teacher.image is None else teacher.image).sum()
+    keep = distances_of(student.image[~triggers], teacher.image[~triggers]).sum()
     return {"forget": forget, "keep": keep / (rows * (1 - forget_share))}
 
 
