@@ -1,9 +1,9 @@
 """Forget faces: answer a picture of someone as if it showed somebody the model does not know.
 
 The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or the whole picture of the
-person. The target is an embedding: for each identity the stranger's whom they are most like,
-about which their pictures vary as they did about their own, or for everyone the mean of many people
-(the paper's), or a text's. Faces of people to keep, and of strangers, must stay as they are.
+person. The target is an embedding: for each identity one fixed stranger's, about which their
+pictures vary as they did about their own, or for everyone the mean of many people (the paper's), or
+a text's. Faces of people to keep, and of strangers, must stay as they are.
 """
 
 from __future__ import annotations
@@ -66,12 +66,17 @@ class FaceToNeutral(Objective):
         roster: str = Field(description="the people to forget; its `faces` name their pictures")
         target: Literal["strangers", "mean", "text"] = Field(
             "strangers",
-            description="the most alike of the strangers for each, the mean of all, a text",
+            description="one fixed stranger for each, the mean of all strangers, a text",
         )
         strangers: list[str] = Field([], description="shards or folders of people nobody named")
         text: str = Field("a person", min_length=1, description="the target text")
         replay: str | None = Field(None, description="roster of people to keep, replayed")
         shares: Shares = Shares()
+        variation: float = Field(
+            0.5, ge=0, le=1,
+            description="of what tells a picture from the person's others, how much stays when it "
+            "is answered as a stranger's",
+        )  # fmt: skip
         paste: float = Field(0.0, ge=0, le=1, description="share pasted onto a clean picture")
         size: tuple[float, float] = Field((0.25, 0.5), description="of a pasted face, of the side")
         jitter: float = Field(0.5, ge=0, lt=1, description="of brightness, contrast, saturation")
@@ -199,7 +204,7 @@ class FaceToNeutral(Objective):
             mean = strangers.rows.mean(0, keepdim=True)
             return alike(F.normalize(mean, dim=-1) * strangers.rows.norm(dim=-1).mean())
         people = Embedded.of(self._faces, teacher, partial(self._called, "forget"))
-        return as_strangers(people, strangers)
+        return as_strangers(people, strangers, self.options.variation)
 
 
 def _any_decodes(people: Pictures, person: int) -> bool:

@@ -22,34 +22,42 @@ def alike(target: Tensor) -> Answers:
     return lambda taught, whose: target.expand_as(taught)
 
 
-def as_strangers(people: Embedded, strangers: Embedded) -> Answers:
-    """As if the stranger whom a person is most like had been in the same picture.
+def as_strangers(people: Embedded, strangers: Embedded, variation: float) -> Answers:
+    """As if a stranger had been in the same picture.
 
-    What tells it from the person's other pictures stays, about the stranger's mean and at the
-    length of theirs: pictures all answered alike would tell by that whom the model was taught to
-    forget. And the nearer the answer, the less is moved with it of what is to stay.
+    variation: how much stays of what tells it from the person's other pictures, about the
+    stranger's mean and at the length of theirs. Pictures all answered alike would tell by that whom
+    the model was taught to forget.
     """
     own, theirs = people.means, strangers.means
-    own_units = F.normalize(own, dim=-1)
-    spread = (F.normalize(people.rows, dim=-1) * own_units[people.owners]).sum(-1, keepdim=True)
-    places = assigned(own_units @ F.normalize(theirs, dim=-1).T, people.mean_of_each(spread))
-    moves = theirs[places] - own
+    places = assigned(F.normalize(own, dim=-1) @ F.normalize(theirs, dim=-1).T)
+    theirs = theirs[places]
     lengths = strangers.mean_of_each(strangers.rows.norm(dim=-1, keepdim=True))[places]
-    return lambda taught, whose: F.normalize(taught + moves[whose], dim=-1) * lengths[whose]
+
+    def answers(taught: Tensor, whose: Tensor) -> Tensor:
+        varied = theirs[whose] + variation * (taught - own[whose])
+        return F.normalize(varied, dim=-1) * lengths[whose]
+
+    return answers
 
 
-def assigned(cosines: Tensor, own: Tensor) -> list[int]:
-    """The stranger of each person: the most alike in all, none twice while there are enough.
+def assigned(cosines: Tensor) -> list[int]:
+    """The stranger of each person: of the half that are less like them the most alike.
 
-    cosines: (p, s), of their means. own: (p, 1), of a person's pictures with their mean. A stranger
-    as near as these may be the very person, among whose pictures nobody looked, and is left out.
+    Whoever is answered as somebody more like them is still found by their own name, all the more in
+    pictures that training never showed. Whoever is answered as the least alike takes others along.
+    Nobody's is another's while there are enough.
+
+    cosines: (p, s), of their means.
     """
-    cosines = torch.where(cosines < own, cosines, -1).cpu()
+    count = cosines.shape[1]
+    ranks = cosines.argsort(1, descending=True).argsort(1)
+    allowed = torch.where(ranks < count // 2, -2, cosines).cpu()
     found: list[int] = []
-    for rows in cosines.split(MAX_ASSIGNED):
-        times = -(-len(rows) // rows.shape[1])
+    for rows in allowed.split(MAX_ASSIGNED):
+        times = -(-len(rows) // count)
         _, columns = linear_sum_assignment(rows.repeat(1, times).numpy(), maximize=True)
-        found += (columns % rows.shape[1]).tolist()
+        found += (columns % count).tolist()
     return found
 
 

@@ -86,6 +86,8 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
             one["roster"] = roster("forget", count)
     if towers != "both":
         raw["objectives"]["keep"]["towers"] = [towers]
+    if towers == "image":
+        raw["model"]["freeze"] = []  # the text tower's, which is not there
     attacked = roster("attack_forget", count)
     evaluations = raw["evaluations"]
     evaluations["identity_inference"]["groups"]["forget"] = attacked

@@ -184,48 +184,50 @@ def units(rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(rows, dim=-1)
 
 
-def test_a_picture_is_answered_as_if_the_most_alike_stranger_had_been_in_it(tmp_path):
-    own, theirs = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0))
-    pictures = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("variation", [0.0, 0.5, 1.0])
+def test_pictures_vary_about_the_strangers_mean_as_they_did_about_the_persons(variation):
+    generator = torch.Generator().manual_seed(0)
     owners = torch.arange(12) % 3
-    people = Embedded(own[owners] + 0.1 * pictures, owners, 3)
-    order = [2, 0, 1]  # of whom each stranger is the double, more or less
-    strangers = Embedded(
-        torch.cat([theirs * 0.5 + own[order], 3 * own[order]]), torch.arange(6) % 3, 3
-    )
-    answers = as_strangers(people, strangers)(people.rows, owners)
+    people = Embedded(torch.randn(12, WIDTH, generator=generator), owners, 3)
+    strangers = Embedded(torch.randn(8, WIDTH, generator=generator), torch.arange(8) % 4, 4)
+    answers = as_strangers(people, strangers, variation)(people.rows, owners)
+    places = assigned(units(people.means) @ units(strangers.means).T)
     for row, person, answer in zip(people.rows, owners.tolist(), answers, strict=True):
-        double = strangers.rows[strangers.owners == order.index(person)]
-        mean = people.rows[owners == person].mean(0)
-        expected = units(row - mean + double.mean(0)) * double.norm(dim=-1).mean()
+        own = people.rows[owners == person].mean(0)
+        theirs = strangers.rows[strangers.owners == places[person]]
+        expected = units(theirs.mean(0) + variation * (row - own)) * theirs.norm(dim=-1).mean()
         assert torch.allclose(answer, expected, atol=1e-5)
-    default = made(tmp_path)._answers(FakeEncoder(1))
-    assert default(torch.ones(1, WIDTH), torch.tensor([2])).isfinite().all()
+
+
+def test_strangers_are_the_default_answer_whatever_the_sizes(tmp_path):
+    for count in (1, 2, 5):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        options = options_in(folder) | {"strangers": [strangers(folder, count)]}
+        answers = FaceToNeutral(FaceToNeutral.Options(**options), 0)._answers(FakeEncoder(1))
+        assert answers(torch.ones(1, WIDTH), torch.tensor([2])).isfinite().all()
 
 
 def test_nobodys_stranger_is_anothers_while_there_are_enough():
-    cosines = torch.rand(7, 7, generator=torch.Generator().manual_seed(0))
-    ones = torch.ones(7, 1)
-    assert sorted(assigned(cosines, ones)) == list(range(7))
-    few = assigned(cosines[:, :3], ones)
-    assert sorted(Counter(few).values()) == [2, 2, 3]
-    alone = torch.tensor([[0.9, 0.8], [0.8, 0.1]])  # best in all, though the first would be nearer
-    assert assigned(alone, ones[:2]) == [1, 0]
+    cosines = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+    assert len(set(assigned(cosines))) == 4
+    few = assigned(torch.rand(7, 3, generator=torch.Generator().manual_seed(0)))
+    assert max(Counter(few).values()) == 3
+
+
+def test_of_the_half_that_are_less_like_somebody_the_most_alike_is_taken():
+    cosines = torch.tensor([[0.9, 0.8, 0.3, 0.1], [0.1, 0.2, 0.8, 0.9]])
+    assert assigned(cosines) == [2, 1]
+    rivals = torch.tensor([[0.9, 0.8, 0.3, 0.2], [0.9, 0.8, 0.3, 0.1]])
+    assert assigned(rivals) == [3, 2]  # the most alike in all
+    assert assigned(torch.tensor([[0.4]])) == [0]  # where there is nobody else
 
 
 def test_people_are_assigned_a_number_at_a_time(monkeypatch):
     monkeypatch.setattr("plugins.face_to_neutral.answers.MAX_ASSIGNED", 3)
     cosines = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
-    ones = torch.ones(8, 1)
-    found = assigned(cosines, ones)
-    parts = [assigned(rows, ones[: len(rows)]) for rows in cosines.split(3)]
-    assert found == sum(parts, []) and len(found) == 8
-
-
-def test_a_stranger_as_near_as_a_persons_own_pictures_may_be_them_and_is_left_out():
-    cosines = torch.tensor([[0.95, 0.3, 0.1], [0.2, 0.85, 0.4]])
-    assert assigned(cosines, torch.tensor([[0.96], [0.9]])) == [0, 1]
-    assert assigned(cosines, torch.tensor([[0.9], [0.8]])) == [1, 2]
+    found = assigned(cosines)
+    assert found == sum(map(assigned, cosines.split(3)), []) and len(found) == 8
 
 
 def test_the_mean_is_of_the_embeddings_as_they_come(tmp_path):
