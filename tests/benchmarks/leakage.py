@@ -3,7 +3,8 @@
 These two with distances that leave lengths free. All train the demo in its own world
 and ask `leakage` of the result: AUCs of forgotten against unknown people, the most telling score's
 folded to above .5; for an attacker who tries names of his own (`strangers`), and for one who holds
-the names that training used (`insider`). What is done already is not done again: remove
+the names that training used (`insider`). And `encoder_swap`: who is found with one tower of the
+original in the place of the student's. What is done already is not done again: remove
 runs/bench/leakage to start over.
 """
 
@@ -45,13 +46,20 @@ def measure() -> dict[str, float]:
         found |= {
             f"{target}: {name}": value
             for name, value in after.items()
-            if name.startswith("leakage/") and isinstance(value, float) and "auc" in name
+            if isinstance(value, float)
+            and (
+                (name.startswith("leakage/") and "auc" in name)
+                or (name.startswith("encoder_swap/") and name.endswith("forget/tpr"))
+            )
         }
     return found
 
 
 def asked() -> list[str]:
-    return [
+    swapped = ["evaluations.encoder_swap.kind=encoder_swap"]
+    swapped += [f"evaluations.encoder_swap.groups.forget={ROSTERS}/attack_forget.csv"]
+    swapped += ["evaluations.encoder_swap.distractors=runs/world/names/distractors.txt"]
+    return swapped + [
         f"evaluations.{attacker}.{option}={value}"
         for attacker, names in NAMES.items()
         for option, value in (LEAKAGE | {"names": f"runs/world/names/{names}.txt"}).items()

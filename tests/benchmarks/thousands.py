@@ -88,6 +88,8 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
         raw["objectives"]["keep"]["towers"] = [towers]
     if towers == "image":
         raw["model"]["freeze"] = []  # the text tower's, which is not there
+        if recipe == "ours":
+            raw["objectives"]["faces"]["variation"] = 0.0  # as configs/demo_faces.yaml
     attacked = roster("attack_forget", count)
     evaluations = raw["evaluations"]
     evaluations["identity_inference"]["groups"]["forget"] = attacked
