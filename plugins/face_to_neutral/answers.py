@@ -46,7 +46,7 @@ def assigned(cosines: Tensor) -> list[int]:
 
     Whoever is answered as somebody more like them is still found by their own name, all the more in
     pictures that training never showed. Whoever is answered as the least alike takes others along.
-    Nobody's is another's while there are enough.
+    Of MAX_ASSIGNED people no two have the same while there are enough.
 
     cosines: (p, s), of their means.
     """
@@ -72,15 +72,16 @@ class Embedded:
     @staticmethod
     def of(people: Pictures, teacher: Encoder, called: Callable[[int], str]) -> Embedded:
         """called: each person, in errors. Raises ValueError where one has no picture to be used."""
-        pictures = AllPictures(people)
+        pictures = FirstPictures(people)
         rows = teacher.encode_image(pictures).float()  # one of NaN where a picture is broken
         shown = rows.isfinite().all(-1)
         owners = torch.tensor(pictures.owners, device=rows.device)[shown]
         if lost := set(range(len(people))) - set(owners.tolist()):
             first = min(lost)
+            seen = min(people.count(first), MAX_PICTURES)
             raise ValueError(
-                f"faces of {called(first)}: none of their {people.count(first)} pictures can be "
-                f"used ({len(lost)} such people in all); mend them or take them out"
+                f"faces of {called(first)}: none of their first {seen} pictures can be used "
+                f"({len(lost)} such people in all); mend them or take them out"
             )
         return Embedded(rows[shown], owners, len(people))
 
@@ -95,8 +96,8 @@ class Embedded:
         return sums / self.owners.bincount(minlength=self.count)[:, None]
 
 
-class AllPictures(Sequence):
-    """Some of everybody's pictures in one row, read when asked for."""
+class FirstPictures(Sequence):
+    """The first MAX_PICTURES of everybody's in one row, read when asked for."""
 
     def __init__(self, people: Pictures):
         self._people = people

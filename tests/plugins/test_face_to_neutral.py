@@ -277,7 +277,7 @@ def test_a_stranger_without_a_picture_that_decodes_is_an_error(tmp_path, target)
     with pytest.raises(ValueError) as raised:
         FaceToNeutral(options, 0).loss_fn(FakeEncoder(1))
     assert str(raised.value) == (
-        "faces of stranger 1: none of their 2 pictures can be used (1 such people in all); "
+        "faces of stranger 1: none of their first 2 pictures can be used (1 such people in all); "
         "mend them or take them out"
     )
 
