@@ -37,6 +37,7 @@ BUILT_INS = (
     "plugins.fictitious",
     "plugins.pack",
 )
+HOME = Path(__file__).resolve().parents[1]
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("trainer_"))
 
 
@@ -77,7 +78,7 @@ def load_plugins(
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     for name in built_ins:
-        _register(manager, f"built-in {name}", importlib.import_module(name))
+        _register(manager, f"built-in {name}", _import_built_in(name))
     for point in entry_points(group=hookspecs.PROJECT):
         assert point.dist is not None  # entry_points() says whose each is
         source = f"package {point.dist.name} {point.dist.version} ({point.value})"
@@ -87,6 +88,18 @@ def load_plugins(
     objectives, objective_sources = _collect(manager, "trainer_objectives", Objective)
     evaluations, evaluation_sources = _collect(manager, "trainer_evaluations", Evaluation)
     return Registry(objectives, evaluations, objective_sources | evaluation_sources, manager)
+
+
+def _import_built_in(name: str) -> ModuleType:
+    """`python -m trainer` looks where it is started first: a `plugins` there would be imported."""
+    package = importlib.import_module(name.partition(".")[0])
+    found = _origin(name) if hasattr(package, "__path__") else None
+    if found is None or HOME not in Path(found).resolve().parents:
+        raise PluginError(
+            f"{package.__file__} takes the place of clip-unlearn's own {package.__name__}; "
+            "rename it, or start elsewhere"
+        )
+    return importlib.import_module(name)
 
 
 def _import_entry_point(source: str, point: EntryPoint) -> ModuleType:

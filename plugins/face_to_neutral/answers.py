@@ -33,6 +33,7 @@ def as_strangers(people: Embedded, strangers: Embedded, variation: float) -> Ans
     places = assigned(F.normalize(own, dim=-1) @ F.normalize(theirs, dim=-1).T)
     theirs = theirs[places]
     lengths = strangers.mean_of_each(strangers.rows.norm(dim=-1, keepdim=True))[places]
+    own, theirs, lengths = (each.to(people.rows.device) for each in (own, theirs, lengths))
 
     def answers(taught: Tensor, whose: Tensor) -> Tensor:
         varied = theirs[whose] + variation * (taught - own[whose])
@@ -52,7 +53,7 @@ def assigned(cosines: Tensor) -> list[int]:
     """
     count = cosines.shape[1]
     ranks = cosines.argsort(1, descending=True).argsort(1)
-    allowed = torch.where(ranks < count // 2, -2, cosines).cpu()
+    allowed = torch.where(ranks < count // 2, -2, cosines)
     found: list[int] = []
     for rows in allowed.split(MAX_ASSIGNED):
         times = -(-len(rows) // count)
@@ -91,9 +92,14 @@ class Embedded:
         return self.mean_of_each(self.rows)
 
     def mean_of_each(self, values: Tensor) -> Tensor:
-        """(m, k), a row for each picture -> (count, k), a row for each person."""
-        sums = values.new_zeros(self.count, values.shape[-1]).index_add(0, self.owners, values)
-        return sums / self.owners.bincount(minlength=self.count)[:, None]
+        """(m, k), a row for each picture -> (count, k), a row for each person.
+
+        On the CPU, where a sum has one order: at a near tie two ranks would otherwise choose two
+        strangers for one person.
+        """
+        values, owners = values.cpu(), self.owners.cpu()
+        sums = values.new_zeros(self.count, values.shape[-1]).index_add(0, owners, values)
+        return sums / owners.bincount(minlength=self.count)[:, None]
 
 
 class FirstPictures(Sequence):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -115,6 +117,32 @@ def test_a_spawned_worker_unpickles_a_local_objective(tmp_path):
 def test_a_file_beside_a_plugin_takes_no_installed_modules_place(tmp_path):
     write_plugin(tmp_path, "raise SystemExit", name="wave")
     load_plugins([write_plugin(tmp_path, "import wave"), write_plugin(tmp_path, OBJECTIVE)])
+
+
+@pytest.mark.parametrize("theirs", ["plugins/__init__.py", "plugins/preserve.py", "plugins.py"])
+def test_what_takes_the_built_ins_place_is_named(tmp_path, theirs):
+    """As `python -m trainer` does in a folder that has plugins of its own."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins/__init__.py").touch()
+    (tmp_path / theirs).touch()
+    if theirs == "plugins.py":  # a package would come first
+        shutil.rmtree(tmp_path / "plugins")
+    program = f"""
+        import sys
+        sys.path[:0] = [{str(tmp_path)!r}]
+        sys.meta_path = [one for one in sys.meta_path if "ditable" not in str(one)]
+        sys.path.append({str(Path(__file__).parents[2])!r})  # as where it is installed whole
+        from trainer.registry import load_plugins
+        load_plugins()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    place = tmp_path / ("plugins.py" if theirs == "plugins.py" else "plugins/__init__.py")
+    assert done.stderr.splitlines()[-1].endswith(
+        f"PluginError: {place} takes the place of clip-unlearn's own plugins; "
+        "rename it, or start elsewhere"
+    )
 
 
 def test_two_classes_of_one_kind_are_refused_naming_both_places(tmp_path):
