@@ -49,7 +49,9 @@ class ClipEncoder:
         # are sharded, every forward is a collective.
         per_rank = -(-len(items) // ranks)
         mine = [i if i < len(items) else 0 for i in range(rank, per_rank * ranks, ranks)]
-        with torch.no_grad():  # not inference mode: a loss may keep what comes of it
+        # Not inference mode: a loss may keep what comes of it. And nothing is compiled for shapes
+        # that training has not.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             # Shown only where it takes long: most calls are over in a moment.
             starts = tqdm(
                 range(0, per_rank, self._batch),

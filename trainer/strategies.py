@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 from torch import distributed as dist
 from torch import nn
 from torch.distributed import distributed_c10d, init_device_mesh
@@ -80,7 +80,23 @@ def start(config: Config) -> Accelerator:
             f"{accelerator.distributed_type.value} is not supported; use DDP, FSDP2 "
             "(fsdp_version: 2) or DeepSpeed, as the files of launch/ do"
         )
+    if _is_compiled(accelerator) and _zero_stage(accelerator) == 3:
+        raise ValueError(
+            "torch.compile does not go with ZeRO-3, whose weights come and go as a block runs; "
+            "launch without dynamo, or by launch/fsdp2.yaml"
+        )
     return accelerator
+
+
+def _is_compiled(accelerator: Accelerator) -> bool:
+    return accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+
+
+def _zero_stage(accelerator: Accelerator) -> int | None:
+    """None where it is not DeepSpeed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    return accelerator.state.deepspeed_plugin.zero_stage
 
 
 def _is_set(name: str) -> bool:

@@ -24,6 +24,15 @@ SMALL = [
 ]  # fmt: skip
 TWO = ["--num_processes", "2", "--mixed_precision", "no"]
 FOUR_PARTS = ["--gradient_accumulation_steps", "4"]
+# As launch/compiled.yaml has it, beside any launch file; but the graphs of torch.compile are run as
+# they are, which needs no compiler of C++.
+REGIONAL = ["--dynamo_use_dynamic", "--dynamo_use_regional_compilation"]
+COMPILED = ["--dynamo_backend", "aot_eager", *REGIONAL]
+AS_COMPILED = {
+    "ACCELERATE_DYNAMO_BACKEND": "aot_eager",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "true",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true",
+}
 STRATEGIES = {  # the launch file, and what is said beside it
     "ddp": ("ddp.yaml", TWO),
     "fsdp2": ("fsdp2.yaml", TWO),
@@ -54,6 +63,8 @@ def trained(
     environment["PYTHON_EXEC"] = warm_python()
     if "--gradient_accumulation_steps" in options:
         environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]
+    if options[-len(COMPILED) :] == COMPILED:  # which the launcher hands on to DeepSpeed no more
+        environment |= AS_COMPILED
     done = subprocess.run(
         [*launcher, *where, *run, *SMALL, *overrides],
         cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=300,
@@ -143,16 +154,27 @@ torch._logging.set_logs(recompiles=True)
 main()
 """
 NOTICE = "Recompiling function"
+SHARDING = ("fsdp2", "zero2")
 FROM_STEP_3 = re.compile(rf"\b([3-9]|\d\d)/{STEPS} ")
 
 
-def test_compiled_blocks_give_the_same_and_are_compiled_in_the_first_steps_alone(world):
-    """The graphs of torch.compile, run as they are: that needs no compiler of C++."""
+@pytest.mark.parametrize(
+    "name", ["ddp", *(pytest.param(one, marks=pytest.mark.slow) for one in SHARDING)]
+)
+def test_compiled_blocks_give_the_same_and_are_compiled_in_the_first_steps_alone(world, name):
     (world / "telling.py").write_text(TELLING_RECOMPILES)
-    options = [*TWO, "--dynamo_backend", "aot_eager"]
-    text = trained(world, "compiled", "compiled.yaml", options, program=["telling.py"])
-    assert_same(world, "compiled")
-    assert 0 < text.rindex(NOTICE) < FROM_STEP_3.search(text).start()
+    file, options = STRATEGIES[name]
+    text = trained(world, f"compiled-{name}", file, [*options, *COMPILED], program=["telling.py"])
+    assert_same(world, f"compiled-{name}")
+    assert NOTICE in text
+    assert NOTICE not in text[FROM_STEP_3.search(text).start() :]
+
+
+@pytest.mark.slow
+def test_zero3_is_refused_where_blocks_are_compiled(world):
+    file, options = STRATEGIES["zero3"]
+    text = trained(world, "compiled-zero3", file, [*options, *COMPILED], ends_as=1)
+    assert "torch.compile does not go with ZeRO-3" in text
 
 
 @pytest.mark.slow
