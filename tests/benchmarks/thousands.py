@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +36,38 @@ def measure() -> dict[str, float]:
     found: dict[str, float] = {}
     print(f"{'':<20}" + "".join(f"{measure:>12}" for measure in SHOWN))
     for towers in TAUGHT:
-        lines: dict[str, list[tuple[float, float]]] = {}
         for recipe in RECIPES:
             for count in COUNTS:
                 row = figures(results(recipe, towers, count))
                 print(f"{recipe + ' ' + towers:<14}{count:>6,}" + written(row), flush=True)
                 found |= {f"{recipe}, {towers}, {count}: {name}": row[name] for name in row}
-                for name, what in DRAWN.items():
-                    lines.setdefault(f"{recipe}, {what}", []).append((count, row[name]))
-                picture = draw(
-                    f"{towers}, after forgetting",
-                    {name: sorted(points) for name, points in lines.items()},
-                    "people to forget",
-                )
-                (HERE / f"thousands_{towers}.svg").write_text(picture, encoding="utf-8")
+                draw_what_there_is(towers)
     return found
 
 
+def draw_what_there_is(towers: str) -> None:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for recipe, what in product(RECIPES, DRAWN):
+        for count in sorted(COUNTS):
+            if (path := folder(recipe, towers, count) / "results.json").exists():
+                share = figures(json.loads(path.read_text()))[what]
+                lines.setdefault(f"{recipe}, {DRAWN[what]}", []).append((count, share))
+    picture = draw(f"{towers}, after forgetting", lines, "people to forget")
+    (HERE / f"thousands_{towers}.svg").write_text(picture, encoding="utf-8")
+
+
+def folder(recipe: str, towers: str, count: int) -> Path:
+    return REPOSITORY / f"runs/bench/thousands/{recipe}_{towers}_{count}"
+
+
 def results(recipe: str, towers: str, count: int) -> dict[str, Any]:
-    folder = REPOSITORY / "runs/bench/thousands"
-    name = f"{recipe}_{towers}_{count}"
-    path = folder / name / "results.json"
+    output = folder(recipe, towers, count)
+    path = output / "results.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{name}.yaml"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file = output.with_name(f"{output.name}.yaml")
         file.write_text(yaml.safe_dump(configuration(recipe, towers, count), sort_keys=False))
-        launch(REPOSITORY, "train", str(file), f"output={folder / name}", "checkpoint.every=null")
+        launch(REPOSITORY, "train", str(file), f"output={output}", "checkpoint.every=null")
     return json.loads(path.read_text())
 
 
