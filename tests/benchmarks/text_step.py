@@ -39,8 +39,8 @@ CAPTIONS, ROUNDS = 2048, 3
 DTYPES = (torch.float32, torch.bfloat16)
 FULL_LENGTH = 77
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# Clean captions a step, and as many triggered ones; with 64 of each of L/14 ours and the paper's take
-# 16 GB together, with 128 the paper's alone more than 20.
+# Clean captions a step, and as many triggered ones; with 64 of each of L/14 both steps take 16 GB
+# together, with 128 the paper's alone more than 20.
 EACH = {"ViT-B-32": 128, "ViT-L-14": 64}
 if DEVICE.type == "cuda":
     EACH = dict.fromkeys(EACH, 2048)
