@@ -96,8 +96,9 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
     if towers == "image":
         raw["model"]["freeze"] = []  # the text tower's, which is not there
         if recipe == "ours":
-            raw["objectives"]["faces"]["variation"] = 0.0  # this and the rate as demo_faces.yaml
-            raw["optimizer"]["lr"] = 2.0e-3
+            alone = yaml.safe_load(Path(config("demo_faces")).read_text())
+            raw["objectives"]["faces"]["variation"] = alone["objectives"]["faces"]["variation"]
+            raw["optimizer"] = alone["optimizer"]
     attacked = roster("attack_forget", count)
     evaluations = raw["evaluations"]
     evaluations["identity_inference"]["groups"]["forget"] = attacked

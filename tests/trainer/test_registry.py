@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +121,11 @@ def test_a_file_beside_a_plugin_takes_no_installed_modules_place(tmp_path):
 @pytest.mark.parametrize("theirs", ["plugins/__init__.py", "plugins/preserve.py", "plugins.py"])
 def test_what_takes_the_built_ins_place_is_named(tmp_path, theirs):
     """As `python -m trainer` does in a folder that has plugins of its own."""
-    (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins/__init__.py").touch()
-    (tmp_path / theirs).touch()
-    if theirs == "plugins.py":  # a package would come first
-        shutil.rmtree(tmp_path / "plugins")
+    path = tmp_path / theirs
+    path.parent.mkdir(exist_ok=True)
+    package = path if theirs == "plugins.py" else path.with_name("__init__.py")
+    package.touch()
+    path.touch()
     program = f"""
         import sys
         sys.path[:0] = [{str(tmp_path)!r}]
@@ -138,9 +137,8 @@ def test_what_takes_the_built_ins_place_is_named(tmp_path, theirs):
     done = subprocess.run(
         [sys.executable, "-c", dedent(program)], cwd=tmp_path, capture_output=True, text=True
     )
-    place = tmp_path / ("plugins.py" if theirs == "plugins.py" else "plugins/__init__.py")
     assert done.stderr.splitlines()[-1].endswith(
-        f"PluginError: {place} takes the place of clip-unlearn's own plugins; "
+        f"PluginError: {package} takes the place of clip-unlearn's own plugins; "
         "rename it, or start elsewhere"
     )
 
