@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from trainer import Encoder, Estimate, Evaluation, rate, rate_by_person, share_rows
+from trainer import Encoder, Estimate, Evaluation, rate, rate_by_person
 
+from .nearest import ABSENT, nearest_names
 from .people import UNKNOWN, Group, attack_pictures, draw_candidates, read_groups
 
 TEMPLATES = [  # the 21 of the published attack
@@ -37,7 +38,6 @@ TEMPLATES = [  # the 21 of the published attack
     "{0} in a suit",
     "{0} in a dress",
 ]
-ABSENT = -1  # stands for the name chosen by a picture that does not decode, or of no candidates
 
 
 class AttackOptions(Evaluation.Options):
@@ -147,32 +147,6 @@ class Attack:
 
 def filled(template: str, names: list[str]) -> list[str]:
     return [template.replace("{0}", name) for name in names]
-
-
-def nearest_names(images: Tensor, names: Tensor, num_known: int, block: int = 1024) -> Tensor:
-    """The name with the highest cosine for each image, the first where several are equal.
-
-    images: (n, d), any length; names: (k, d), unit length; block: images at a time, to bound the
-    (block, k) cosines. Returns (n, 2) indices into k: among all names, and among the first
-    `num_known`. The ranks share the images out.
-    """
-
-    def nearest(rows: Tensor) -> Tensor:
-        cosines = rows @ names.mT
-        best = cosines.new_full((len(rows),), -torch.inf)
-        place = torch.full((len(rows),), ABSENT, device=rows.device)
-        places = []
-        for start, stop in ((0, num_known), (num_known, len(names))):
-            if start < stop:
-                # `max` with its place is twice as fast as `argmax`; both take the first of equals.
-                highest, nearer = cosines[:, start:stop].max(-1)
-                is_nearer = highest > best
-                best = torch.where(is_nearer, highest, best)
-                place = torch.where(is_nearer, nearer + start, place)
-            places.append(place)
-        return torch.stack(places[::-1], dim=1).int()
-
-    return share_rows(images, nearest, block)
 
 
 def prompts_won(named: Tensor, truth: Tensor) -> Tensor:

@@ -16,14 +16,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plugins.identity_inference import IdentityInference
-from plugins.identity_inference.attack import (
-    ABSENT,
-    TEMPLATES,
-    nearest_names,
-    picture_accuracy,
-    prompts_won,
-)
+from plugins.identity_inference import IdentityInference, nearest
+from plugins.identity_inference.attack import TEMPLATES, picture_accuracy, prompts_won
+from plugins.identity_inference.nearest import ABSENT, nearest_names
 from plugins.identity_inference.people import draw_candidates
 from trainer import Estimate, Rows, read_roster
 
@@ -175,10 +170,11 @@ def knowing_model(world, known: dict[str, list[str]]) -> Table:
     num_others=st.integers(0, 3),
     num_known=st.integers(0, 4),
     block=st.integers(1, 30),
+    coarse_first=st.booleans(),
     draw=st.integers(0, 2**32),
 )
 def test_known_people_are_the_same_as_in_a_literal_reading_of_the_protocol(
-    num_prompts, num_people, num_pictures, num_others, num_known, block, draw
+    num_prompts, num_people, num_pictures, num_others, num_known, block, coarse_first, draw
 ):
     rng = np.random.default_rng(draw)
     num_names = num_people + num_others
@@ -191,7 +187,9 @@ def test_known_people_are_the_same_as_in_a_literal_reading_of_the_protocol(
     rows = torch.tensor(images, dtype=torch.float32).flatten(0, 1)
     units = F.normalize(torch.tensor(names, dtype=torch.float32), dim=-1)
     num_known = min(num_known, num_people)
-    named = torch.stack([nearest_names(rows, unit, num_known, block) for unit in units])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "multiplies_in_bfloat16", lambda device: coarse_first)
+        named = torch.stack([nearest_names(rows, unit, num_known, block) for unit in units])
     named = named.view(num_prompts, num_people, num_pictures, 2)
     named[:, torch.tensor(absent)] = ABSENT
 
@@ -221,7 +219,13 @@ def test_a_tie_for_first_place_counts_as_wrong():
         assert prompts_won(torch.tensor([[pictures]]), truth).item() == won, pictures
 
 
-def test_the_block_does_not_change_whom_a_picture_names():
+@pytest.fixture(params=[False, True], ids=["exactly", "coarsely first"])
+def coarse_first(request, monkeypatch) -> bool:
+    monkeypatch.setattr(nearest, "multiplies_in_bfloat16", lambda device: request.param)
+    return request.param
+
+
+def test_the_block_does_not_change_whom_a_picture_names(coarse_first):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(100, 16, generator=generator)
     names = F.normalize(torch.randn(40, 16, generator=generator), dim=-1)
@@ -232,12 +236,49 @@ def test_the_block_does_not_change_whom_a_picture_names():
         assert nearest_names(images, names, 30, block).equal(whole)
 
 
-def test_of_names_that_are_equal_the_first_is_named_be_it_known_or_not():
+def test_of_names_that_are_equal_the_first_is_named_be_it_known_or_not(coarse_first):
     names = F.normalize(torch.tensor([[0.0, 1], [1, 0], [1, 0], [1, 1], [1, 0]]), dim=-1)
     for num_known, among_known in [(0, ABSENT), (1, 0), (2, 1), (3, 1), (5, 1)]:
         assert nearest_names(torch.tensor([[2.0, 0]]), names, num_known).tolist() == [
             [1, among_known]
         ]
+
+
+def test_names_closer_than_bfloat16_can_tell_are_told_apart(coarse_first):
+    """Each picture has twenty names nearly as near as its own, and others that are far."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(50, 64, generator=generator, dtype=torch.float64)
+    noise = 1e-2 * torch.randn(50, 20, 64, generator=generator, dtype=torch.float64)
+    names = F.normalize(F.normalize(images, dim=-1)[:, None] + noise, dim=-1).flatten(0, 1)
+    images *= torch.logspace(-3, 3, 50, dtype=torch.float64)[:, None]  # of any length
+    names = names[torch.randperm(1000, generator=generator)].float()
+    images = images.float()
+    cosines = images.double() @ names.double().mT
+    expected = torch.stack([cosines.argmax(-1), cosines[:, :600].argmax(-1)], dim=1)
+    assert nearest_names(images, names, num_known=600).equal(expected.int())
+    rounded = images.bfloat16() @ names.bfloat16().mT
+    assert (rounded.argmax(-1) != expected[:, 0]).float().mean() > 0.5
+
+
+def test_pictures_that_are_not_finite_or_nearly_so_change_nothing_for_others(coarse_first):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 16, generator=generator)
+    names = F.normalize(torch.randn(500, 16, generator=generator), dim=-1)
+    expected = nearest_names(images, names, 300)
+    assert nearest_names(images * 5e37, names, 300).equal(expected)
+    images[2] = torch.nan
+    others = [0, 1, 3, 4, 5]
+    assert nearest_names(images, names, 300)[others].equal(expected[others])
+
+
+def test_where_few_names_can_be_ruled_out_all_are_compared():
+    """A model that answers all names alike would else fill the memory with pairs."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 16, generator=generator)
+    names = F.normalize(torch.randn(1, 16, generator=generator), dim=-1).repeat(500, 1)
+    compared = []
+    nearest.by_ruling_out(names, 300, otherwise=compared.append)(images)
+    assert compared == [images]
 
 
 def test_picture_accuracy_is_of_the_pictures_that_are_there():
