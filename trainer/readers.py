@@ -24,7 +24,7 @@ from trainer.shards import (
     walk_headers,
 )
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 64  # of a share: their captions are read together
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from trainer.api import BadSample, Sample, decode_picture
-from trainer.shards import MAX_BYTES, PARTS, Shard, read_extent
+from trainer.shards import MAX_BYTES, PARTS, Shard, read_extent, read_extents
 
 _PLACE = {part: 2 * place for place, part in enumerate(PARTS)}  # of an offset; its size follows
 _CALLED = {"txt": "caption", "picture": "picture file"}
@@ -76,6 +76,17 @@ class LocalRows:
         extents = shard.extents[rows.start : rows.stop : rows.step].ravel().tolist()
         return LocalRows(shard, path, shown, rows, extents, min_side)
 
+    @cached_property
+    def captions(self) -> list[bytes | None]:
+        """Of each row; None of one that is absent or bad, for whom it is asked alone to tell.
+
+        Together, when the first is asked for: whoever wants one wants its neighbours' too, and
+        what a caption takes is then little more than to read it.
+        """
+        first, width = _PLACE["txt"], 2 * len(PARTS)
+        offsets, sizes = self.extents[first::width], self.extents[first + 1 :: width]
+        return read_extents(self.path, offsets, sizes, MAX_BYTES["txt"])
+
 
 class LocalSample(StoredSample):
     """Its parts lie in a file on a disk: the `nth` of some rows."""
@@ -104,8 +115,10 @@ class LocalSample(StoredSample):
 
     def read(self, part: str) -> bytes | None:
         kept = self.__dict__
-        rows = kept["_rows"]
-        place = 2 * len(PARTS) * kept["_nth"] + _PLACE[part]
+        rows, nth = kept["_rows"], kept["_nth"]
+        if part == "txt" and (caption := rows.captions[nth]) is not None:
+            return caption
+        place = 2 * len(PARTS) * nth + _PLACE[part]
         offset, size = rows.extents[place], rows.extents[place + 1]
         if offset < 0:
             return None
@@ -143,7 +156,7 @@ def _decoded(content: bytes | None) -> str | None:
     if content is None:
         return None
     try:
-        return content.decode("utf-8").strip() or None
+        return content.decode().strip() or None
     except UnicodeDecodeError:
         raise BadSample("undecodable text") from None
 

@@ -210,6 +210,23 @@ def read_extent(path: str, offset: int, size: int) -> bytes:
     return data
 
 
+def read_extents(
+    path: str, offsets: list[int], sizes: list[int], max_bytes: int
+) -> list[bytes | None]:
+    """Of each its bytes; None where there are none, or more than `max_bytes`, or all where one of
+    them cannot be read: `read_extent` tells of which and why."""
+    try:
+        file = _opened(path)
+        descriptor, pread = file.descriptor, os.pread
+        found = [
+            pread(descriptor, size, offset) if offset >= 0 and size <= max_bytes else None
+            for offset, size in zip(offsets, sizes)
+        ]
+    except OSError:
+        return [None] * len(sizes)
+    return [None if data is None or len(data) != size else data for data, size in zip(found, sizes)]
+
+
 class _OpenFile:
     def __init__(self, path: str):
         self.descriptor = os.open(path, os.O_RDONLY)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections import Counter
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import picture, write_shard
 from trainer import BadSample, Source
+from trainer.index import open_shard
 from trainer.readers import Reading, Share, read_shard, read_share
 from trainer.samples import ReadSample
 from trainer.shards import CUT, MAX_BYTES
@@ -156,14 +158,30 @@ def test_what_is_not_asked_for_is_not_read(tmp_path, monkeypatch):
     shards = {f"{i}": {"jpg": picture(i), "json": "{}", "txt": f"c{i}"} for i in range(5)}
     path = str(write_shard(tmp_path / "0.tar", shards))
     read: list[int] = []
-    from trainer import samples
-
-    whole = samples.read_extent
+    whole = os.pread
     monkeypatch.setattr(
-        samples, "read_extent", lambda path, at, size: read.append(size) or whole(path, at, size)
+        os, "pread", lambda file, size, at: read.append(size) or whole(file, size, at)
     )
     assert captions(path) == [f"c{i}" for i in range(5)] and read == [2] * 5
     assert next(read_shard(path)).image_bytes == picture(0) and len(read) == 6
+
+
+def test_a_caption_that_cannot_be_used_is_none_of_its_neighbours_business(tmp_path):
+    texts = {"a": "first", "b": "x" * (MAX_BYTES["txt"] + 1), "d": "last", "e": "gone"}
+    shards = {key: {"txt": text, "json": "{}"} for key, text in texts.items()}
+    path = str(write_shard(tmp_path / "0.tar", shards | {"c": {"json": "{}"}}))
+    read = list(read_shard(path))
+    os.truncate(path, int(open_shard(path).extents[3, 0, 0]))
+
+    def told_of(one) -> str | None:
+        try:
+            return one.text
+        except BadSample as bad:
+            return bad.reason
+
+    found = {one.key: told_of(one) for one in read}
+    short = "shard is shorter than it was"
+    assert found == {"a": "first", "b": "caption too large", "d": "last", "e": short, "c": None}
 
 
 # Lanes
