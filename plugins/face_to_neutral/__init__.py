@@ -8,6 +8,7 @@ a text's. Faces of people to keep, and of strangers, must stay as they are.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -114,6 +115,13 @@ class FaceToNeutral(Objective):
         self._strangers = (
             Pictures.of_shards(options.strangers) if options.target != "text" else None
         )
+        if options.target == "strangers" and len(self._strangers) < len(self._faces):
+            warnings.warn(
+                f"{len(self._strangers)} strangers for {len(self._faces)} people to forget: "
+                "several will be answered as the same one, and others be kept less well; give "
+                "twice as many strangers as people",
+                stacklevel=2,
+            )
         shares = options.shares.model_dump()
         if self._replayed is None:
             shares["replayed"] = 0.0

@@ -37,7 +37,11 @@ def fictitious(
     from plugins.fictitious.world import World
 
     try:
-        world = World(people=people, forget=forget, seed=seed, pretrain=pretrain)
+        # Whoever is to be forgotten is answered as a stranger of their own, and as many stay.
+        strangers = max(World.strangers, 2 * forget)
+        world = World(
+            people=people, forget=forget, strangers=strangers, seed=seed, pretrain=pretrain
+        )
         is_new = draw_world(out, world, workers)
     except (FileExistsError, ValueError) as error:
         raise click.ClickException(str(error)) from None

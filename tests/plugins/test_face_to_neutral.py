@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -204,7 +205,11 @@ def test_strangers_are_the_default_answer_whatever_the_sizes(tmp_path):
         folder = tmp_path / str(count)
         folder.mkdir()
         options = options_in(folder) | {"strangers": [strangers(folder, count)]}
-        answers = FaceToNeutral(FaceToNeutral.Options(**options), 0)._answers(FakeEncoder(1))
+        with warnings.catch_warnings(record=True) as warned:
+            objective = FaceToNeutral(FaceToNeutral.Options(**options), 0)
+        told = [str(one.message).partition(":")[0] for one in warned]
+        assert told == ([f"{count} strangers for 3 people to forget"] if count < 3 else [])
+        answers = objective._answers(FakeEncoder(1))
         assert answers(torch.ones(1, WIDTH), torch.tensor([2])).isfinite().all()
 
 

@@ -344,6 +344,13 @@ def test_the_command_draws_once_and_then_says_so(tmp_path, monkeypatch):
     assert asked[0] == (out, World(people=9, forget=3, seed=5, pretrain=2), None)
 
 
+def test_the_command_draws_two_strangers_for_each_to_forget(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("plugins.fictitious.shards.draw_world", lambda *args: asked.append(args))
+    CliRunner().invoke(fictitious, [str(tmp_path), "--people", "2000", "--forget", "100"])
+    assert asked[0][1].strangers == 200
+
+
 @pytest.mark.parametrize("forget", [0, 5, 6, 7])
 def test_too_many_or_none_to_forget_is_refused(forget):
     with pytest.raises(ValueError, match=f"forget={forget} of people=6"):
