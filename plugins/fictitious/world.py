@@ -44,7 +44,7 @@ class World:
     people: int = 256  # known to the model
     forget: int = 64  # of them
     unknown: int = 192  # never learnt: enough to measure a false positive rate of a few in 100
-    strangers: int = 128
+    strangers: int = 1_024  # what an image tower that forgets learns to tell others apart by
     clean: int = 12_000  # samples
     labelled: int = 1_200  # pictures for each zero-shot task
     seed: int = 0

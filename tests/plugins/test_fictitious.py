@@ -347,8 +347,8 @@ def test_the_command_draws_once_and_then_says_so(tmp_path, monkeypatch):
 def test_the_command_draws_two_strangers_for_each_to_forget(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("plugins.fictitious.shards.draw_world", lambda *args: asked.append(args))
-    CliRunner().invoke(fictitious, [str(tmp_path), "--people", "2000", "--forget", "100"])
-    assert asked[0][1].strangers == 200
+    CliRunner().invoke(fictitious, [str(tmp_path), "--people", "2000", "--forget", "600"])
+    assert asked[0][1].strangers == 1200
 
 
 @pytest.mark.parametrize("forget", [0, 5, 6, 7])
