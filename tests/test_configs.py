@@ -16,6 +16,7 @@ from trainer.launching import Launch
 FILES = sorted((REPOSITORY / "configs").glob("vit_*.yaml"))
 MODELS, TAUGHT = ("b32", "b16", "l14", "h14", "bigg14"), ("names", "faces", "both")
 PEOPLE = {"requests": "Jane Roe", "kept": "Mary Major", "others": "Richard Miles"}
+PEOPLE |= {f"attack_{name}": PEOPLE[name] for name in ("requests", "kept")}
 
 
 @pytest.fixture(scope="module")
