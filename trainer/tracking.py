@@ -21,6 +21,8 @@ class Trackers:
         self._accelerator, self._say = accelerator, say
         # Offline unless the user says otherwise: nothing leaves the machine by default.
         os.environ.setdefault("WANDB_MODE", "offline")
+        # Online, what is not committed would go along: a roster may be in the user's repository.
+        os.environ.setdefault("WANDB_DISABLE_GIT", "true")
         options = {"wandb": {"name": config.output.name, "dir": str(config.output)}}
         told, started = _flat(config.resolved()), []
         wanted = accelerator.log_with

@@ -46,6 +46,7 @@ from trainer import (
 
 from .answers import Answers, Embedded, alike, as_strangers
 
+CALLED = {"forget": "people to forget", "replayed": "people of `replay`", "strangers": "strangers"}
 KEPT = -1  # the label of a row that is to stay as it is; the others' is whose it is
 
 
@@ -155,8 +156,8 @@ class FaceToNeutral(Objective):
                     f"{people.count(person)} pictures can be used; mend them or take the person "
                     "out of the roster"
                 ) from None
-            faces = f"faces of {self._called(sort, person)}"
-            raise BadSample(f"{bad.reason} of a person", faces) from None
+            # Not whose: the count stands in the report, which has no person in it.
+            raise BadSample(f"{bad.reason} of a person", f"faces of {CALLED[sort]}") from None
         face = self._vary(face, rng)
         if rng.random() < self.options.paste:
             face = self._paste(face, clean.image, rng)
