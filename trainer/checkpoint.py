@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
@@ -29,13 +28,17 @@ from torch import Tensor, nn
 from trainer.failures import cause
 from trainer.files import NotWritten, is_full, sync
 from trainer.measures import Measures, packed, unpacked
+from trainer.sections import CheckpointConfig
 from trainer.skips import Skips
 from trainer.spread import Spread
 from trainer.steps import Positions, StreamState
+from trainer.versions import code_version
 
-MODEL, OPTIMIZER, RANDOM, STATE, MANIFEST = (
-    "student.safetensors", "optimizer.safetensors", "random.pt", "state.json", "manifest.json",
+MODEL, OPTIMIZER, RANDOM, STATE, CONFIG, MANIFEST = (
+    "student.safetensors", "optimizer.safetensors", "random.pt", "state.json", "config.yaml",
+    "manifest.json",
 )  # fmt: skip
+FILES = (MODEL, OPTIMIZER, RANDOM, STATE, CONFIG)  # of which the manifest holds digests
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _damage(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = manifest["files"]
-        if {MODEL, OPTIMIZER, RANDOM, STATE} - files.keys():
+        if set(FILES) - files.keys():
             return "its manifest leaves files out"
         for name, wanted in files.items():
             if _digest(folder / Path(name).name) != wanted:
@@ -132,6 +135,11 @@ def _damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}"
     return None
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of one that holds a NaN or Inf."""
+    return next((name for name, one in tensors.items() if not one.isfinite().all()), None)
 
 
 def _digest(path: Path) -> str:
@@ -143,13 +151,24 @@ def _digest(path: Path) -> str:
 
 
 class Checkpoints:
-    """A run's checkpoints: the last `keep` of them, the older removed when a newer is whole."""
+    """A run's checkpoints: the last few of them, the older removed when a newer is whole.
+
+    config: of the run, kept with each. newest: what the run goes on from, None where it began.
+    """
 
     def __init__(
-        self, folder: Path, every: int, keep: int, spread: Spread, accelerator: Accelerator
+        self,
+        folder: Path,
+        options: CheckpointConfig,
+        spread: Spread,
+        accelerator: Accelerator,
+        config: str,
+        newest: Path | None,
     ):
-        self._folder, self._keep, self._accelerator = folder, keep, accelerator
-        self._every, self._spread = every, spread
+        self._folder, self._options, self._accelerator = folder, options, accelerator
+        self._spread, self._config, self._newest = spread, config, newest
+        self._code = code_version() if accelerator.is_main_process else {}
+        self._has_diverged = False
         # A single thread: one checkpoint at a time, and training waits for it no sooner.
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
@@ -158,7 +177,7 @@ class Checkpoints:
         self.held_up: list[float] = []  # seconds of the steps that saved
 
     def due(self, step: int) -> bool:
-        return step % self._every == 0
+        return self._options.every is not None and step % self._options.every == 0
 
     def save(
         self,
@@ -218,6 +237,14 @@ class Checkpoints:
     ) -> None:
         folder = self._folder / f"step-{step:08d}"
         aside = folder.with_suffix(".tmp")
+        if name := first_not_finite(weights):
+            # Their gradient was not, or the update was too large: the loss before it was finite.
+            self._has_diverged = True
+            self.failure = (
+                f"the checkpoint of step {step} was not written: {name} is not finite any more; "
+                "lower optimizer.lr or the objectives' weights"
+            )
+            return
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
@@ -227,8 +254,9 @@ class Checkpoints:
             torch.save(random, kept)
             (aside / RANDOM).write_bytes(kept.getbuffer())
             (aside / STATE).write_text(json.dumps(state))
-            files = {name: _digest(aside / name) for name in (MODEL, OPTIMIZER, RANDOM, STATE)}
-            manifest = {"version": version("clip-unlearn"), "torch": torch.__version__}
+            (aside / CONFIG).write_text(self._config, encoding="utf-8")
+            files = {name: _digest(aside / name) for name in FILES}
+            manifest = {"code": self._code, "torch": torch.__version__}
             (aside / MANIFEST).write_text(json.dumps(manifest | {"files": files}, indent=2))
             for path in (*aside.iterdir(), aside):
                 sync(path)
@@ -240,12 +268,17 @@ class Checkpoints:
             mend = "free some space" if is_full(error) else "mend that"
             self.failure = f"the checkpoint of step {step} was not written: {cause(error)}; {mend}"
             return
-        for old in sorted(_whole(self._folder))[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._newest = folder
+        found = sorted(_whole(self._folder))
+        done = found.index(folder)
+        # What is newer was found damaged when the run went on from before it.
+        for other in found[: max(0, done + 1 - self._options.keep)] + found[done + 1 :]:
+            shutil.rmtree(other, ignore_errors=True)
 
     def newest(self) -> Path | None:
+        """The last that was written or gone on from, as the process that writes knows it."""
         self.wait()
-        return max(_whole(self._folder), default=None)
+        return self._newest
 
     def wait(self) -> None:
         """Until what was begun is written, by the process that writes."""
@@ -258,8 +291,10 @@ class Checkpoints:
         before, could not be written."""
         newest, message = self.newest(), None
         if self.failure:
-            from_there = f"from {newest}" if newest else "from the start, there is no checkpoint"
-            message = f"{self.failure}, then the same command goes on {from_there}"
+            message = self.failure
+            if not self._has_diverged:
+                place = f"from {newest}" if newest else "from the start, there is no checkpoint"
+                message += f", then the same command goes on {place}"
         (message,) = broadcast_object_list([message])
         if message:
             raise NotWritten(message)

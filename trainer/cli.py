@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
 
@@ -172,7 +174,7 @@ def main() -> None:
     except USER_MISTAKES as error:
         if os.environ.get("CLIP_UNLEARN_TRACEBACK"):
             raise
-        _leave(str(error), 2)
+        _leave(str(error), 2, is_told=_is_first_to_tell(str(error)))
     except Exception as error:
         cause = str(error).splitlines()[0] if str(error) else ""
         # Each says it: the first process may be the one that is not heard.
@@ -195,10 +197,24 @@ def _leave_alone(what: str, then: str) -> NoReturn:
     os._exit(1)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    if _is_first_process():
+def _leave(message: str, code: int, is_told: bool | None = None) -> NoReturn:
+    if _is_first_process() if is_told is None else is_told:
         click.echo(message, err=True)
     sys.exit(code)
+
+
+def _is_first_to_tell(message: str) -> bool:
+    """Of several processes with the same mistake one tells it, be it none of the first host's."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            with suppress(Exception):  # the store went with the process that has it
+                store = dist.distributed_c10d._get_default_store()
+                return store.add(f"told/{sha256(message.encode()).hexdigest()}", 1) == 1
+            return True
+    # Before they know of each other: a file may be missing on one host alone.
+    return _is_first_process() or os.environ.get("LOCAL_RANK") == "0"
 
 
 def _is_first_process() -> bool:

@@ -136,7 +136,7 @@ def run_bytes(config: Config) -> int:
         return 0
     if file is None:
         return UNKNOWN_RUN_BYTES
-    checkpoints = 0 if config.checkpoint.every is None else config.checkpoint.keep + 1
+    checkpoints = 1 if config.checkpoint.every is None else config.checkpoint.keep + 1
     return file.stat().st_size * (3 * checkpoints + 1)
 
 

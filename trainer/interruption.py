@@ -47,7 +47,9 @@ def end_with_launcher() -> None:
 class Interruption:
     """Notes the signals while it is entered, and the time; a second signal changes nothing.
 
-    minutes: after which the run stops by itself; None: when it is done.
+    What comes before the first step, while the model is loaded and measured, waits for its end;
+    what comes after the last, for that of the run. minutes: after which the run stops by itself,
+    from here on; None: when it is done.
     """
 
     def __init__(self, accelerator: Accelerator, minutes: float | None = None):

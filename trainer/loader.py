@@ -7,9 +7,13 @@ import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from functools import partial
+from itertools import islice
+from multiprocessing.util import Finalize
 from typing import NoReturn, TypeVar
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 PREFETCH = 4  # steps that each worker loads ahead
@@ -39,16 +43,16 @@ class Stopped:
         raise RuntimeError(whole)
 
 
-def outlive_first_sigterm() -> None:
-    """For a loader worker: who preempts a run tells all its processes, and this one has to go on
-    until the parent has saved. Its own shutdown tells it again."""
-    told = count(1)
+def obey_parent_alone(is_let_go: Tensor, worker: int) -> None:
+    """For a loader worker: who preempts a run tells all its processes, and its launcher tells them
+    once more, but this one has to go on until the parent has saved."""
+    parent = os.getppid()
 
-    def leave_at_second(*_) -> None:
-        if next(told) > 1:
+    def leave_if_let_go(*_) -> None:
+        if is_let_go or os.getppid() != parent:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, leave_at_second)
+    signal.signal(signal.SIGTERM, leave_if_let_go)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
@@ -57,8 +61,16 @@ def draw(steps: IterableDataset[T | Stopped], workers: int) -> Iterator[list[T]]
 
     Raises ValueError for what the user can mend, wherever it was read.
     """
-    prefetch = PREFETCH if workers else None
-    loader = DataLoader(steps, batch_size=None, num_workers=workers, prefetch_factor=prefetch)
+    is_let_go = torch.zeros((), dtype=torch.bool).share_memory_()
+    # Also by a process that ends without closing this: it would wait for workers that do not.
+    let_go = Finalize(None, is_let_go.fill_, (True,), exitpriority=100)
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        worker_init_fn=partial(obey_parent_alone, is_let_go),
+    )
     # The loader asks its workers in turn, so the parts of one step come one after the other.
     stream = iter(loader)
     try:
@@ -70,4 +82,5 @@ def draw(steps: IterableDataset[T | Stopped], workers: int) -> Iterator[list[T]]
     finally:
         # Now: an error that is kept holds this frame, and garbage collection closes the workers'
         # queues in any order, then waits five seconds for each.
+        let_go()
         del stream

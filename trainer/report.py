@@ -33,6 +33,7 @@ from trainer.page import interval, write_page, written
 from trainer.results import Results, read_results
 from trainer.worst_off import read_people, worst_off
 
+REPORT = "report.html"
 TABLE_COLUMNS = 88
 BAD_SHARDS = 20  # that are named
 WORST_OFF = 10  # people who are listed
@@ -51,7 +52,7 @@ class Tile(NamedTuple):
 
 
 def write_report(run: Path, path: Path | None = None, shows_people: bool = False) -> Path:
-    """Write `report.html` from the results, metrics and configuration in a run's folder.
+    """Write REPORT from the results, metrics and configuration in a run's folder.
 
     shows_people: the pseudonyms of those who were harmed; without, the page has no person in it.
     """
@@ -63,7 +64,7 @@ def write_report(run: Path, path: Path | None = None, shows_people: bool = False
     judgements = judged(results)
     harmed = worst_off(read_people(run))
     return write_page(
-        path or run / "report.html",
+        path or run / REPORT,
         "report.html.jinja",
         name=run.resolve().name,
         results=results,

@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from trainer.checkpoint import Checkpoints, Saved, find
+from trainer.checkpoint import CONFIG, Checkpoints, Saved, find
 from trainer.config import Config
 from trainer.files import replace_text
 from trainer.interruption import EXIT_CODE, MARKER
 from trainer.lock import hold
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
-from trainer.report import summary, write_report
+from trainer.report import REPORT, summary, write_report
 from trainer.skips import Skips
 from trainer.spread import Spread
 from trainer.tracking import Trackers
@@ -73,17 +73,27 @@ class Run:
         if saved:
             cut_metrics(self.folder / METRICS, saved.step)
         else:
-            set_aside(self.folder)
+            changes = self._changes() if (self.folder / CONFIG).exists() else []
+            if kept := set_aside(self.folder):
+                other = f", of another {', '.join(changes)}," if changes else ""
+                self.say(f"an earlier run{other} is kept as {kept}")
             self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / "config.yaml", config)
+        replace_text(self.folder / CONFIG, config)
         return saved
 
     def _was_cut_off(self) -> bool:
-        written = self.folder / "config.yaml"
-        if (self.folder / "results.json").exists() or not written.exists():
-            return False
-        its_own = yaml.safe_load(written.read_text())
-        return _what_counts(its_own) == _what_counts(self.config.resolved())
+        """Before its report, the last that it writes; and of this configuration."""
+        written = self.folder / CONFIG
+        return not (self.folder / REPORT).exists() and written.exists() and not self._changes()
+
+    def _changes(self) -> list[str]:
+        """The options that are not those of the run in the folder, of what its result follows
+        from."""
+        try:
+            its_own = yaml.safe_load((self.folder / CONFIG).read_text())
+            return differing(_what_counts(its_own), _what_counts(self.config.resolved()))
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError):  # not by us
+            return [CONFIG]
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -92,13 +102,15 @@ class Run:
         self.seconds[phase] = round(perf_counter() - started_at, 2)
         self.say(f"{phase}: {self.seconds[phase]:.1f} s")
 
-    def checkpoints(self, spread: Spread) -> Checkpoints | None:
-        """None where none are wanted."""
-        options = self.config.checkpoint
-        if options.every is None:
-            return None
-        folder = self.folder / CHECKPOINTS
-        return Checkpoints(folder, options.every, options.keep, spread, self.accelerator)
+    def checkpoints(self, spread: Spread) -> Checkpoints:
+        return Checkpoints(
+            self.folder / CHECKPOINTS,
+            self.config.checkpoint,
+            spread,
+            self.accelerator,
+            self.config.to_yaml(),
+            self.saved.folder if self.saved else None,
+        )
 
     def saved_in(self, saves: Checkpoints) -> None:
         """Waits for the last, and tells how long they held the training up."""
@@ -110,15 +122,13 @@ class Run:
             each = 1000 * self.seconds["saving"] / len(saves.held_up)
             self.say(f"{len(saves.held_up)} checkpoints, each held a step up for {each:.0f} ms")
 
-    def leave(self, step: int, saves: Checkpoints | None) -> NoReturn:
+    def leave(self, step: int, saves: Checkpoints) -> NoReturn:
         """In the middle, as it was told to. Launch files start a run again that left the marker."""
-        if saves:
-            saves.settle()
+        saves.settle()
         if self.accelerator.is_main_process:
             (self.folder / MARKER).write_text(f"{step}\n")
         self.accelerator.wait_for_everyone()
-        how = "the same command goes on from there" if saves else "nothing was saved"
-        self.say(f"told to stop after step {step}; {how}")
+        self.say(f"told to stop after step {step}; the same command goes on from there")
         raise SystemExit(EXIT_CODE)
 
     def say(self, line: str) -> None:
@@ -227,8 +237,21 @@ def _what_counts(resolved: dict[str, Any]) -> dict[str, Any]:
     return counts | {"data": {name: data[name] for name in data.keys() - MAY_CHANGE_OF_DATA}}
 
 
-def set_aside(folder: Path) -> None:
-    """An earlier run of the same name keeps its files, under `<name>.1`, `.2`, ..."""
-    if folder.exists() and any(folder.iterdir()):
-        places = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
-        folder.rename(next(place for place in places if not place.exists()))
+def differing(one: Any, other: Any, path: str = "") -> list[str]:
+    """The dotted paths of what two configurations have not in common."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [path]
+    prefix = f"{path}." if path else ""
+    return [
+        found
+        for name in sorted(one.keys() | other.keys())
+        for found in differing(one.get(name), other.get(name), f"{prefix}{name}")
+    ]
+
+
+def set_aside(folder: Path) -> Path | None:
+    """An earlier run of the same name keeps its files, under `<name>.1`, `.2`, ...: where."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    places = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+    return folder.rename(next(place for place in places if not place.exists()))

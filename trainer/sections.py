@@ -67,7 +67,9 @@ class OptimizerConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int | None = Field(100, gt=0, description="steps; null: none")
+    every: int | None = Field(
+        100, gt=0, description="steps; null: only where the run is told to stop"
+    )
     keep: int = Field(2, gt=0, description="the last ones")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: a run of this configuration that was cut off goes on"

@@ -18,7 +18,7 @@ from zlib import crc32
 from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.api import BadSample, Objective, Pair, Sample, Tower
-from trainer.loader import Stopped, outlive_first_sigterm
+from trainer.loader import Stopped
 from trainer.readers import Reading
 from trainer.remote import Patience
 from trainer.sections import DataConfig
@@ -200,8 +200,6 @@ class Steps(IterableDataset, Generic[T]):
         return range(self.rank, self.data.lanes, self.ranks)[first::stride]
 
     def __iter__(self) -> Iterator[T | Stopped]:
-        if get_worker_info() is not None:
-            outlive_first_sigterm()
         try:
             lanes = self.lanes()
             rows = {name: self._rows(name, lanes) for name in self.objectives}

@@ -23,7 +23,7 @@ from trainer.batches import (
     Batch,
     Batches,
 )
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, first_not_finite
 from trainer.clip import Towers
 from trainer.config import Config
 from trainer.encoder import ClipEncoder
@@ -46,6 +46,12 @@ SHARDS = 8  # that a message names
 def train(config: Config) -> None:
     """Teach the objectives; measure before, during and after. All goes to the run's folder."""
     accelerator = start(config)
+    with Interruption(accelerator, config.checkpoint.stop_after_minutes) as interruption:
+        teach(config, accelerator, interruption)
+
+
+def teach(config: Config, accelerator: Accelerator, interruption: Interruption) -> None:
+    """All of a run, on this process."""
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     num_parts = accelerator.gradient_accumulation_steps  # backward passes a step
     objectives = config.objectives
@@ -103,12 +109,10 @@ def train(config: Config) -> None:
     left = config.steps - first
     window = saved.window(rank, device) if saved else []  # losses since they were last logged
     skips = saved.skips if saved and accelerator.is_main_process else Skips()
-    minutes = config.checkpoint.stop_after_minutes
     with (
         run.timed("train"),
         closing(drawn),
         closing(run.progress(watch.waiting(islice(drawn, left)), first, config.steps)) as shown,
-        Interruption(accelerator, minutes) as interruption,
     ):
         steps = traced(shown, first + 1, config.profile.steps, run.folder / "trace", rank)
         for step, batch in enumerate(steps, first + 1):
@@ -130,11 +134,11 @@ def train(config: Config) -> None:
                         loss = loss + objectives[name].options.weight * sum(terms.values())
                     if accelerator.sync_gradients:  # the last part: before anything is updated
                         is_asked, is_lost, is_unsaved = interruption.agree(
-                            torch.stack(list(losses.values())), bool(saves and saves.failure)
+                            torch.stack(list(losses.values())), saves.failure is not None
                         )
                         if is_lost:
                             raise lost(step, losses, batch, saves)
-                        if saves and is_unsaved:
+                        if is_unsaved:
                             saves.settle()
                     accelerator.backward(loss)  # under DeepSpeed also the update
             if config.optimizer.anchor:
@@ -156,15 +160,19 @@ def train(config: Config) -> None:
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 with watch.aside():
                     run.log(step, *measure(evaluations, learner, taught))
-            if saves and step < config.steps and (saves.due(step) or is_asked):
+            if step < config.steps and (saves.due(step) or is_asked):
                 with watch.aside():
                     saves.save(step, drawn.order, batch.positions, before, skips, window)
             if is_asked and step < config.steps:
                 run.leave(step, saves)
-    if saves:
-        run.saved_in(saves)
+    run.saved_in(saves)
     with run.timed("export"):
         trained = {name: tensor.cpu() for name, tensor in spread.weights()}
+        if spoilt := first_not_finite(trained):
+            raise FloatingPointError(
+                f"{spoilt} is not finite after the last step; nothing was exported. Lower "
+                "optimizer.lr or the objectives' weights"
+            )
         if accelerator.is_main_process:
             export(clip, trained, run.folder / "model", getattr(torch, config.export.dtype))
     with run.timed("after"):
@@ -179,7 +187,7 @@ def add(losses: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def lost(
-    step: int, losses: dict[str, Tensor], batch: Batch, saves: Checkpoints | None
+    step: int, losses: dict[str, Tensor], batch: Batch, saves: Checkpoints
 ) -> FloatingPointError:
     """What to say of a loss that is not finite; the same on all ranks, nothing was updated."""
     bad = {name: value.item() for name, value in losses.items() if not math.isfinite(value)}
@@ -187,7 +195,7 @@ def lost(
     where = ", ".join(f"{name} is {value}" for name, value in found[0][0].items())
     shards = sorted(frozenset().union(*(own for _, own in found)))
     more = f" and {len(shards) - SHARDS} more" if len(shards) > SHARDS else ""
-    newest = saves.newest() if saves else None
+    newest = saves.newest()
     return FloatingPointError(
         f"the loss {where} at step {step}; nothing was updated or exported, "
         f"{f'{newest} is the last checkpoint' if newest else 'there is no checkpoint'}. "

@@ -63,6 +63,32 @@ class NotFinite(Objective):
         return loss
 
 
+class Steep(NotFinite):
+    """Its loss is a number, its gradient none."""
+
+    kind = "steep"
+
+    def loss_fn(self, teacher):
+        return lambda student, taught: {"far": (0 * student.text).sum().abs().sqrt()}
+
+
+class Refusing(NotFinite):
+    """A mistake that one process finds alone, or all."""
+
+    kind = "refusing"
+
+    class Options(NotFinite.Options):
+        on_all: bool = False
+
+    def loss_fn(self, teacher):
+        def loss(student, taught):
+            if ALONE or self.options.on_all:
+                raise ValueError("no use of what this process read")
+            return {"far": cosine_distance(student.text, taught.text)}
+
+        return loss
+
+
 @hookimpl
 def trainer_evaluations():
     return [Broken, BrokenAlone]
@@ -70,7 +96,7 @@ def trainer_evaluations():
 
 @hookimpl
 def trainer_objectives():
-    return [NotFinite]
+    return [NotFinite, Steep, Refusing]
 '''
 BREAKS = ["plugins=[../breaking.py]", "timeout_seconds=600", "steps=6", "checkpoint.every=2"]
 
@@ -112,6 +138,34 @@ def test_an_evaluation_that_raises_on_one_process_or_all_ends_alone_and_the_run_
     for path in (folder / "results.json", folder / "metrics.jsonl", folder / "report.html"):
         assert "Somebody" not in path.read_text()
     assert "Somebody" not in text
+
+
+@pytest.mark.parametrize("on_all", [False, True], ids=["one", "all"])
+def test_a_mistake_that_processes_find_is_told_once_whoever_finds_it(world, on_all):
+    objective = f"objectives.odd={{kind: refusing, batch_size: 8, on_all: {on_all}}}"
+    name = f"refused-{on_all}"
+    process = launched(world, name, *BREAKS, objective, ranks=2, python=warm_python())
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert text.count("no use of what this process read") == 1 and "in teach" not in text
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (1, "is not finite after the last step; nothing was exported. Lower optimizer.lr"),
+        (4, "at step 2; nothing was updated or exported, there is no checkpoint. Lower"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_neither_kept_nor_exported(world, steps, said):
+    name = f"steep-{steps}"
+    odd = [*BREAKS, "objectives.odd={kind: steep, batch_size: 8}", f"steps={steps}"]
+    odd += ["optimizer.warmup_steps=0", "checkpoint.every=1"]
+    process = launched(world, name, *odd, python=warm_python())
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and said in text and "Traceback" not in text
+    assert not list((world / "runs" / name).glob("checkpoints/step-*"))
+    assert not (world / "runs" / name / "model").exists()
 
 
 def test_a_loss_that_is_no_number_on_one_of_two_processes_stops_both_and_is_named_once(world):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.warm_python import warm_python
-from trainer.checkpoint import MANIFEST, MODEL, STATE, find
+from trainer.checkpoint import CONFIG, MANIFEST, MODEL, STATE, find
 
 STEPS = 24
 # Small, of both towers, with a step's batch from two objectives.
@@ -106,8 +106,11 @@ def test_killed_and_started_again_a_run_ends_as_if_nothing_had_been(world):
     text = finished(world, "cut")
     assert "runs/cut goes on after step" in text
     same_result(world, "cut")
-    # What is finished is not gone on with.
-    assert "goes on" not in finished(world, "cut") and (world / "runs/cut.1").exists()
+    # What is finished is not gone on with, and is so only when its report is written.
+    assert "an earlier run is kept as runs/cut.1" in finished(world, "cut")
+    (world / "runs/cut/report.html").unlink()
+    assert "runs/cut goes on after step 20" in finished(world, "cut")
+    same_result(world, "cut")
 
 
 @pytest.mark.slow
@@ -133,7 +136,18 @@ def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(world):
     same_result(world, "damaged")
 
 
-@pytest.mark.parametrize("lost", [MODEL, MANIFEST, STATE])
+def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(world):
+    killed(world, "one-kept", 8, "checkpoint.keep=1")
+    checkpoints = world / "runs/one-kept/checkpoints"
+    shutil.copytree(find(checkpoints).folder, checkpoints / "step-00000099")
+    (checkpoints / "step-00000099" / STATE).write_text("{}")
+    text = finished(world, "one-kept", "checkpoint.keep=1")
+    assert "step-00000099 is not whole (state.json is damaged)" in text
+    assert [one.name for one in checkpoints.iterdir()] == ["step-00000020"]
+    same_result(world, "one-kept")
+
+
+@pytest.mark.parametrize("lost", [MODEL, CONFIG, MANIFEST, STATE])
 def test_a_checkpoint_without_one_of_its_files_is_none(world, tmp_path, lost):
     newest = sorted((world / "runs/whole/checkpoints").iterdir())[-1]
     shutil.copytree(newest, tmp_path / newest.name)
@@ -145,13 +159,15 @@ def test_a_checkpoint_without_one_of_its_files_is_none(world, tmp_path, lost):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_told_to_stop_a_run_saves_at_the_end_of_its_step_and_goes_on(world, number):
-    """All its processes are told, loader workers too, as a scheduler does."""
+    """All its processes are told, loader workers too, as a scheduler does and then a launcher."""
     name = f"told-{number.name}"
     process = launched(world, name)
     metrics = world / "runs" / name / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
+    os.killpg(process.pid, number)
+    time.sleep(0.05)
     os.killpg(process.pid, number)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 75, text
@@ -182,7 +198,23 @@ def test_one_of_two_processes_is_told_to_stop_and_both_do(world):
 def test_another_configuration_begins_anew_and_sets_the_old_run_aside(world):
     killed(world, "changed", 4)
     text = finished(world, "changed", "optimizer.lr=5.0e-4")
+    assert "an earlier run, of another optimizer.lr, is kept as runs/changed.1" in text
     assert "goes on" not in text and (world / "runs/changed.1/checkpoints").exists()
+
+
+def test_told_to_stop_before_its_first_step_a_run_saves_after_it(world):
+    """Also where no checkpoints were asked for."""
+    options = ["checkpoint.every=null", "checkpoint.keep=1"]
+    process = launched(world, "soon", *options)
+    while not (world / "runs/soon/config.yaml").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and "told to stop after step 1; the same command" in text
+    assert [one.name for one in (world / "runs/soon/checkpoints").iterdir()] == ["step-00000001"]
+    assert "goes on after step 1" in finished(world, "soon", *options)
+    same_result(world, "soon")
 
 
 @pytest.mark.slow
@@ -209,7 +241,7 @@ def test_no_name_is_in_a_checkpoint(world):
     names = [row.split(",")[1] for row in roster]
     assert len(names) == 2
     files = [path for path in (world / "runs/whole/checkpoints").rglob("*") if path.is_file()]
-    assert len(files) == 2 * 5
+    assert len(files) == 2 * 6
     for path in files:
         data = path.read_bytes().lower()
         assert not any(name.encode().lower() in data for name in names)
