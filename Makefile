@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN = .venv/bin
+SLOW = slow
 CPU = $(BIN)/accelerate launch --config_file launch/cpu.yaml -m trainer
 
 demo: .venv/installed
@@ -11,9 +12,10 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 # The demo and its single towers, held to their bounds; streams at full size; many kills; Slurm and
-# two hosts, where they are installed and allowed.
+# two hosts, where they are installed and allowed. Without the demos: make test-slow SLOW='slow and
+# not demo'.
 test-slow: .venv/installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m '$(SLOW)'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.distributed import namespaces
 from tests.trainer.test_examination import write_config
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("ip") is None, reason="namespaces need root and iproute2"
-    ),
+    pytest.mark.skipif(not namespaces.are_allowed(), reason=namespaces.NEEDED),
 ]
 # Trouble on some of the hosts, by the last number of their address; `ip netns exec` gives each its
 # own mounts.

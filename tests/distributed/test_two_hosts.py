@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
+from tests.distributed import namespaces
 from tests.distributed.test_strategies import SMALL, assert_same, trained
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("ip") is None, reason="namespaces need root and iproute2"
-    ),
+    pytest.mark.skipif(not namespaces.are_allowed(), reason=namespaces.NEEDED),
 ]
 TIMEOUT_SECONDS = 20
 
