@@ -105,7 +105,7 @@ def _rows(file, column: str, first: int, end: int) -> Iterator[tuple[int, object
             number = start
             for batch in batches:
                 if number + len(batch) > first and number < end:
-                    texts = batch.column(0).to_pylist()
+                    texts = _texts(batch.column(0))
                     skipped = max(0, first - number)
                     for i, text in enumerate(islice(texts, skipped, end - number), skipped):
                         yield number + i, text
@@ -113,6 +113,22 @@ def _rows(file, column: str, first: int, end: int) -> Iterator[tuple[int, object
                 if number >= end:
                     return
         start = stop
+
+
+def _texts(column) -> list[object]:
+    """None and what is no text as they are; bytes in the place of what is no UTF-8, which Parquet
+    does not check."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_text(one) for one in column]
+
+
+def _text(scalar) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return b""
 
 
 def _row_sample(key: str, shown: str, text: object) -> Sample | BadSample:

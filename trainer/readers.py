@@ -67,7 +67,8 @@ def read_share(share: Share, start: int, reading: Reading) -> Iterator[Sample | 
         return read_parquet(path, shown(url), part, parts, start, reading.caption_column)
     if path is not None:
         shard = open_shard(path, url, reading.index)
-        return _read_rows(shard, range(part + start * parts, len(shard), parts), path, url, reading)
+        rows = range(part + start * parts, len(shard), parts)
+        return _read_rows(shard, rows, path, shown(url), reading)
     index = find_index(url, reading.index)
     if index is None:
         return _read_stream(url, part + start * parts, parts, reading)
@@ -81,17 +82,18 @@ def read_shard(path: str) -> Iterator[Sample | BadSample]:
 
 
 def _read_rows(
-    shard: Shard, rows: range, path: str, url: str, reading: Reading
+    shard: Shard, rows: range, path: str, called: str, reading: Reading
 ) -> Iterator[Sample | BadSample]:
-    """Nothing is read but what is asked for."""
+    """Nothing is read but what is asked for. called: what the shard is, in messages."""
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = LocalRows.of(shard, path, url, rows[first : first + ROWS_AT_ONCE], reading.min_side)
+        own = rows[first : first + ROWS_AT_ONCE]
+        some = LocalRows.of(shard, path, called, own, reading.min_side)
         if not shard.wrong:
             yield from map(LocalSample, repeat(some), range(len(some.rows)))
             continue
         for nth, row in enumerate(some.rows):
             if row in shard.wrong:
-                yield BadSample(shard.wrong[row], url)
+                yield BadSample(shard.wrong[row], called)
             else:
                 yield LocalSample(some, nth)
 
@@ -120,8 +122,12 @@ def _read_rows_remote(
                         continue
                     else:
                         file.skip(offset - file.tell())
-                        parts[part] = file.read(num_bytes)
-            yield ReadSample(shard.keys[row], shown(url), reading.min_side, parts)
+                        parts[part] = content = file.read(num_bytes)
+                        is_changed |= len(content) != num_bytes  # of a size that nobody told
+            if is_changed:
+                yield BadSample(CHANGED, shown(url))
+            else:
+                yield ReadSample(shard.keys[row], shown(url), reading.min_side, parts)
 
 
 def _read_stream(

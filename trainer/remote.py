@@ -50,6 +50,11 @@ def is_remote(url: str) -> bool:
     return "://" in url or url.startswith("pipe:")
 
 
+def unsigned(url: str) -> str:
+    """Without queries: a signed address is another one every day, of the same bytes."""
+    return re.sub(r"(\w+://[^\s?#'\"]+)[?#][^\s'\"]*", r"\1", url)
+
+
 def shown(url: str) -> str:
     """For messages: no user, password or query; of a command its first word and the shard."""
     if not is_remote(url):

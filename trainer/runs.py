@@ -23,6 +23,7 @@ from trainer.files import replace_text
 from trainer.interruption import EXIT_CODE, MARKER
 from trainer.lock import hold
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
+from trainer.remote import is_remote, unsigned
 from trainer.report import REPORT, summary, write_report
 from trainer.skips import Skips
 from trainer.spread import Spread
@@ -233,8 +234,17 @@ def failures_in(path: Path) -> list[dict[str, Any]]:
 def _what_counts(resolved: dict[str, Any]) -> dict[str, Any]:
     """Of a configuration: what its result follows from. The rest may change between two starts."""
     counts = {name: one for name, one in resolved.items() if name not in MAY_CHANGE}
-    data = counts["data"]
-    return counts | {"data": {name: data[name] for name in data.keys() - MAY_CHANGE_OF_DATA}}
+    data = {name: one for name, one in counts["data"].items() if name not in MAY_CHANGE_OF_DATA}
+    return _unsigned(counts | {"data": data})
+
+
+def _unsigned(value: Any) -> Any:
+    """Without the signatures of addresses, which end."""
+    if isinstance(value, dict):
+        return {name: _unsigned(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_unsigned(one) for one in value]
+    return unsigned(value) if isinstance(value, str) and is_remote(value) else value
 
 
 def differing(one: Any, other: Any, path: str = "") -> list[str]:

@@ -20,12 +20,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from trainer.api import BadSample, Objective, Pair, Sample, Tower
 from trainer.loader import Stopped
 from trainer.readers import Reading
-from trainer.remote import Patience
+from trainer.remote import Patience, unsigned
 from trainer.sections import DataConfig
 from trainer.skips import Skips
 from trainer.streams import Dealt, Lane
 
-MAX_UNUSABLE = 10_000  # samples of a lane in a row that no objective can use: not bad luck
+# Samples of a lane in a row that no objective can use: not bad luck, and more than a shard has.
+MAX_UNUSABLE = 100_000
 Positions = dict[str, list[list[int]]]  # by objective: of each lane its number, then its state
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -172,7 +173,7 @@ class Steps(IterableDataset, Generic[T]):
         """Of all that the order of an objective's samples follows from, but for where they lie."""
         dealt, data = self.dealt[name], self.data
         shards = [
-            [(PurePath(share.url).name, share.part, share.parts) for share in lane]
+            [(PurePath(unsigned(share.url)).name, share.part, share.parts) for share in lane]
             for source in dealt.shares
             for lane in source
         ]

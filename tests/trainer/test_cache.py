@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import write_shard
 from tests.trainer.webserver import noise, serving
 from trainer import cache, remote
 from trainer.cache import cache_name, cached
+from trainer.readers import Reading, Share, read_share
 from trainer.remote import Patience, Unreachable
 
 CONTENT = noise(300_077)
@@ -185,3 +187,11 @@ def test_a_folder_that_cannot_be_written_is_told_of_once(server, tmp_path):
     assert not server.asked
     assert refused(server.url("/a/0.tar"), tmp_path / "file" / "cache") == []
     assert refused(server.url("/a/0.tar"), tmp_path / "file" / "other") == []
+
+
+def test_a_bad_sample_of_a_cached_shard_is_told_of_without_secrets(tmp_path):
+    path = write_shard(tmp_path / "0.tar", {"a": {"txt": b"\xff"}, "b": {"txt": "x", "jpg": b""}})
+    with serving({"/a/0.tar": path.read_bytes()}) as server:
+        url = server.url("/a/0.tar?X-Amz-Signature=secret")
+        first, second = read_share(Share(url), 0, Reading(cache=str(tmp_path / "cache")))
+    assert first.shard == second.shard == server.url("/a/0.tar")

@@ -78,6 +78,15 @@ def test_rows_that_are_no_captions_have_their_reason(tmp_path):
     assert captions(numbers) == ["(caption is no text)"] * 2
 
 
+def test_a_row_that_is_no_utf8_is_one_bad_sample(tmp_path):
+    """pyarrow neither writes nor reads with a check."""
+    import pyarrow
+
+    texts = pyarrow.array([b"first", b"\xff\xfe", b"last"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"caption": texts}), tmp_path / "a.parquet")
+    assert captions(tmp_path / "a.parquet") == ["first", "(caption is no text)", "last"]
+
+
 @pytest.mark.parametrize("kept", [0, 10, 200, -100])
 def test_a_parquet_file_that_was_cut_is_one_bad_sample(tmp_path, kept):
     path = write_parquet(tmp_path / "a.parquet", ["a"] * 100)
