@@ -44,6 +44,7 @@ FLOORS = [
     ["steps", "suppression"],
     ["preprocess", "testing", "text_towers", "weights", "preview"],
     ["zoo", "pixels"],
+    ["fingerprints"],
     ["certificates", "comparison"],
     ["spread"],
     ["strategies", "tracking"],

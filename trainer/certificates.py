@@ -11,26 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import yaml
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from open_clip.pretrained import download_pretrained
 
 from trainer.findings import LIMITS
-from trainer.results import Results, read_results
-from trainer.roster import read_roster
+from trainer.fingerprints import AFTER, BEFORE, fingerprints, requested, weights_before, written
+from trainer.results import read_results
 from trainer.sections import ModelConfig
 from trainer.versions import code_version
-from trainer.weights import first_line
 from trainer.worst_off import read_people
-from trainer.zoo import weights_of
 
 FORMAT = "clip-unlearn certificate 1"
 SIGNATURE = ".sig"  # beside the certificate
@@ -46,15 +41,24 @@ def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
     results = read_results(run)
     config_bytes = (run / "config.yaml").read_bytes()
     config = yaml.safe_load(config_bytes)
-    requests = requested(config, results)
+    requests = requested(config)
+    if not requests:
+        raise ValueError("no objective of the run has a roster: nobody asked to be forgotten")
     if only is not None and only not in requests:
         raise ValueError(
             f"{only} is none of the {len(requests)} people whom {run} was to forget; "
             "give a pseudonym as it stands in people.jsonl"
         )
     model = ModelConfig(**config["model"])
-    before = _weights_before(model)
-    hashes = {"before": before and sha256_of(before), "after": sha256_of(_weights_after(run))}
+    weights_before(model), written(run)  # say what is missing
+    found = fingerprints(config, run)
+    for what, digest in results.fingerprints.items():
+        if found.get(what) != digest:
+            raise ValueError(
+                f"{run}: the {what.replace('_', ' ')} are others now than when it ran; "
+                "certificates are issued with the rosters and weights as it read and wrote them"
+            )
+    hashes = {"before": found.get(BEFORE), "after": found[AFTER]}
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in read_people(run):
         rows.setdefault(row.pop("identity"), []).append(row)
@@ -96,52 +100,6 @@ def canonical(certificate: dict[str, Any]) -> bytes:
     """JSON in one way only: sorted keys, two spaces, UTF-8, a line end."""
     text = json.dumps(certificate, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
-
-
-def requested(config: dict[str, Any], results: Results) -> Collection[str]:
-    """The pseudonyms of the people in the rosters of a run's objectives, as they are now."""
-    rosters = {one["roster"] for one in config["objectives"].values() if one.get("roster")}
-    if not rosters:
-        raise ValueError("no objective of the run has a roster: nobody asked to be forgotten")
-    people = [{one.pseudonym for one in read_roster(roster)} for roster in rosters]
-    most = max(map(len, people))
-    if most != results.identities:
-        raise ValueError(
-            f"the run forgot {results.identities} people, its rosters have {most} now; "
-            "certificates are issued with the rosters as the run read them"
-        )
-    return set().union(*people)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _weights_before(model: ModelConfig) -> Path | None:
-    """None where they were random."""
-    tag, path = weights_of(model, model.name)
-    if tag is None:
-        return path
-    try:
-        return Path(download_pretrained(open_clip.get_pretrained_cfg(model.name, tag)))
-    except Exception as error:  # not in the cache, and no network
-        raise ValueError(
-            f"the weights {tag} of {model.name} are not here, nor could they be fetched: "
-            f"{first_line(error)[:300]}; issue certificates where the run's model can be loaded"
-        ) from error
-
-
-def _weights_after(run: Path) -> Path:
-    files = sorted((run / "model").glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"{run / 'model'} holds no weights; certificates are of runs that trained a model"
-        )
-    return files[0]
 
 
 def _attacks(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -41,6 +41,7 @@ class Results:
     changes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     margin: float = 0.01  # of a task, up to which less counts as not worse
     code: Mapping[str, str | None] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
     failed: Sequence[Mapping[str, Any]] = ()  # evaluation, step and cause of each that gave nothing
 
     @staticmethod

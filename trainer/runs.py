@@ -20,6 +20,7 @@ from tqdm import tqdm
 from trainer.checkpoint import CONFIG, Checkpoints, Saved, find
 from trainer.config import Config
 from trainer.files import replace_text
+from trainer.fingerprints import fingerprints
 from trainer.interruption import EXIT_CODE, MARKER
 from trainer.lock import hold
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
@@ -192,6 +193,7 @@ class Run:
             "steps": steps,
             "margin": self.config.margin,
             "code": code_version(),
+            "fingerprints": fingerprints(self.config.resolved(), self.folder),
             "identities": max(one.num_identities for one in self.config.objectives.values()),
             "skipped": dict(total_skips.reasons),
             "bad_shards": total_skips.worst_shards(),

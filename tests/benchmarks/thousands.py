@@ -97,7 +97,8 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
         raw["model"]["freeze"] = []  # the text tower's, which is not there
         if recipe == "ours":
             alone = yaml.safe_load(Path(config("demo_faces")).read_text())
-            raw["objectives"]["faces"]["variation"] = alone["objectives"]["faces"]["variation"]
+            for option in ("variation", "shares"):
+                raw["objectives"]["faces"][option] = alone["objectives"]["faces"][option]
             raw["optimizer"] = alone["optimizer"]
     attacked = roster("attack_forget", count)
     evaluations = raw["evaluations"]

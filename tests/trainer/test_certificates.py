@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 from tests.trainer.run_folders import full_run, person
 from trainer.certificates import NOT_ATTACKED, issue, verify
 from trainer.cli import cli
+from trainer.fingerprints import fingerprints
 from trainer.roster import read_roster
 
 NAMES = ["Quentin Oldcastle", "Rosamund Verity", "Ismael Duquesne"]
@@ -58,6 +59,10 @@ def run(tmp_path) -> Path:
     (folder / "people.jsonl").write_text("".join(json.dumps(one) + "\n" for one in attacked))
     (folder / "model").mkdir()
     (folder / "model/open_clip_model.safetensors").write_bytes(b"the student's weights")
+    results = json.loads((folder / "results.json").read_text())
+    results["fingerprints"] = fingerprints(config, folder)
+    assert len(results["fingerprints"]) == 3
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -155,9 +160,16 @@ def test_somebody_else_is_refused(run, key, tmp_path):
 
 
 def test_rosters_that_changed_since_are_refused(run, key, tmp_path):
-    with (tmp_path / "requests.csv").open("a") as file:
-        file.write("Somebody Later\n")
-    with pytest.raises(ValueError, match="forgot 3 people, its rosters have 4 now; certificates"):
+    """Also where they name as many people as before."""
+    (tmp_path / "requests.csv").write_text("\n".join(["name", *NAMES[:2], "Somebody Later"]))
+    with pytest.raises(ValueError, match="the requests are others now than when it ran; cert"):
+        issue(run, key[0], tmp_path / "sealed")
+    assert not (tmp_path / "sealed").exists()
+
+
+def test_weights_that_changed_since_are_refused(run, key, tmp_path):
+    (run / "model/open_clip_model.safetensors").write_bytes(b"another run's weights")
+    with pytest.raises(ValueError, match="the weights after are others now than when it ran"):
         issue(run, key[0], tmp_path / "sealed")
 
 
