@@ -22,7 +22,8 @@ pytestmark = [
         os.geteuid() != 0 or not is_installed(), reason="needs root, slurmctld, slurmd and munge"
     ),
 ]
-LONG = ["steps=150"]  # enough to be stopped twice
+# Enough to be stopped twice; with loader workers, whom Slurm tells as well.
+LONG = ["steps=150", "data.workers=1"]
 
 
 @pytest.fixture(scope="module")
