@@ -17,6 +17,7 @@ GROUPS = {  # name in the results: what it is called here, what the run wants of
     "unseen": ("People to keep, unseen in training", SAME),
     "unknown": ("People it never learnt", LOW),
 }
+LOST, WON_BACK = "wrongly_forgotten", "newly_recalled"  # of kept people, after a run
 OTHERS = {  # evaluations beside the attack and the tasks
     "identity_inference": "The same attack with other writings of the name",
     "encoder_swap": "The same attack, one tower the original's",
@@ -89,6 +90,8 @@ def sections(results: Results) -> list[Section]:
             ("held_out/tpr", "found by a prompt that training never used"),
             ("picture_accuracy", "pictures named right, among all names"),
             ("closed_set", "pictures named right, among the known names only"),
+            (LOST, "found before, no longer"),
+            (WON_BACK, "found now, not before"),
         ]
         rows = [
             Row(label, *results.pair(f"{group.path}/{one}"), group.wanted)

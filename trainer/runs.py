@@ -30,6 +30,7 @@ from trainer.skips import Skips
 from trainer.spread import Spread
 from trainer.tracking import Trackers
 from trainer.versions import code_version
+from trainer.worst_off import turned
 
 MAY_CHANGE = {"checkpoint", "margin", "memory", "profile", "timeout_seconds", "trackers"}
 MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
@@ -184,6 +185,8 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         total = round(perf_counter() - self._started_at, 2)
+        found = people(before, after)
+        after = {**after, **turned(found)}
         results = {
             "before": without_people(before),
             "after": without_people(after),
@@ -199,7 +202,7 @@ class Run:
             "bad_shards": total_skips.worst_shards(),
             "failed": failures_in(self.folder / METRICS),
         }
-        if found := people(before, after):
+        if found:
             replace_text(self.folder / PEOPLE, "".join(json.dumps(row) + "\n" for row in found))
         replace_text(self.folder / "results.json", json.dumps(results, indent=2))
         page = write_report(self.folder)

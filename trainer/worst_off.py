@@ -1,4 +1,4 @@
-"""The kept people whom a run harmed most: by pseudonym where asked for, else by their numbers."""
+"""What a run did to single people to keep: who was lost, who came back, whom it harmed most."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.findings import GROUPS, NONE, SAME
+from trainer.findings import GROUPS, LOST, NONE, SAME, WON_BACK
+from trainer.statistics import Estimate, rate
 
 WON = "prompts_won"  # of one person, how many prompts named them
 
@@ -28,6 +29,22 @@ def read_people(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def turned(rows: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
+    """Of each group to keep, by the attack's path: of those found before (by a prompt or more) the
+    share that is found no longer, LOST; of the others the share that is found now, WON_BACK."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        group = row.get("group", "")
+        _, wanted = GROUPS.get(group, ("", NONE))
+        before, after = (row.get(moment, {}).get(WON) for moment in ("before", "after"))
+        path, _, last = row["measure"].rpartition("/")
+        is_attack = path.startswith("identity_inference") and last == "people"
+        if is_attack and wanted == SAME and None not in (before, after):
+            kind = LOST if before else WON_BACK
+            found.setdefault(f"{path}/{group}/{kind}", []).append(bool(before) != bool(after))
+    return {name: rate(sum(ones), len(ones)) for name, ones in found.items()}
 
 
 def worst_off(rows: Iterable[Mapping[str, Any]]) -> list[Harmed]:
