@@ -18,6 +18,7 @@ GROUPS = {  # name in the results: what it is called here, what the run wants of
     "unknown": ("People it never learnt", LOW),
 }
 LOST, WON_BACK = "wrongly_forgotten", "newly_recalled"  # of kept people, after a run
+TURNED = {LOST: LOW, WON_BACK: NONE}
 OTHERS = {  # evaluations beside the attack and the tasks
     "identity_inference": "The same attack with other writings of the name",
     "encoder_swap": "The same attack, one tower the original's",
@@ -94,7 +95,7 @@ def sections(results: Results) -> list[Section]:
             (WON_BACK, "found now, not before"),
         ]
         rows = [
-            Row(label, *results.pair(f"{group.path}/{one}"), group.wanted)
+            Row(label, *results.pair(f"{group.path}/{one}"), TURNED.get(one, group.wanted))
             for one, label in measures
             if f"{group.path}/{one}" in results.names
         ]
