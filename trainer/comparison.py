@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -122,13 +123,16 @@ def _over_steps(runs: Sequence[Compared]) -> list[Figure]:
 
 
 def _over_people(runs: Sequence[Compared]) -> list[Figure]:
-    """After forgetting more and more; runs of as many people, say of other seeds, are averaged."""
+    """After forgetting more and more; of one recipe runs of as many people, say of other seeds, are
+    averaged."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    first_of = {_recipe(run): run.name for run in reversed(runs)}
     for run in runs:
+        like = f", as {first_of[_recipe(run)]}" if len(first_of) > 1 else ""
         for group in attacked(run.results):
             _, after = run.results.pair(f"{group.path}/tpr")
             if after is not None and run.results.identities:
-                found[group.title][run.results.identities].append(after)
+                found[f"{group.title}{like}"][run.results.identities].append(after)
     lines = {
         title: [(float(people), sum(v) / len(v)) for people, v in sorted(by_people.items())]
         for title, by_people in found.items()
@@ -136,3 +140,15 @@ def _over_people(runs: Sequence[Compared]) -> list[Figure]:
     }
     title = "Found by 1 prompt or more, after"
     return [chart(title, lines, percent, top=1.0, x="people to forget")] if lines else []
+
+
+def _recipe(run: Compared) -> str:
+    """What is taught and how: not to whom, which paths tell, nor for how long."""
+    counts = {
+        name: value
+        for name, value in run.config.items()
+        if name.startswith(("objectives.", "optimizer.", "model.freeze"))
+        and name != "optimizer.milestones"
+        and os.sep not in str(value)
+    }
+    return json.dumps(counts, sort_keys=True, default=str)

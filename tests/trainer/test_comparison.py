@@ -50,6 +50,24 @@ def test_runs_with_other_numbers_of_people_are_drawn_by_that_number(tmp_path):
     assert xs == [46.0, 187.0, 328.0]  # 1, 8 and 64: doublings are as far apart; seeds averaged
 
 
+def test_runs_of_another_recipe_have_lines_of_their_own(tmp_path):
+    """Whatever their seed, steps and rosters."""
+    runs = []
+    for n in (8, 64):
+        for i, lr in enumerate((0.1, 0.1, 0.2)):
+            config = f"seed: {i}\nsteps: {n}\noptimizer: {{lr: {lr}}}\n"
+            config += f"objectives: {{names: {{roster: a/{i}.csv}}}}\n"
+            run = run_folder(
+                tmp_path, measures(0, 0.9), measures(64 - n, 0.9), name=f"of_{n}_{i}",
+                identities=n, config=config,
+            )[0]  # fmt: skip
+            runs.append(run)
+    page = page_of(runs, tmp_path)
+    lines = [attributes for tag, attributes in page.elements if tag == "polyline"]
+    assert len(lines) == 2 * 4  # recipes, groups
+    assert "as of_8_0" in page.words and "as of_8_2" in page.words
+
+
 def test_runs_of_the_same_name_are_told_apart_by_the_folder_above(tmp_path):
     runs = []
     for above in ("monday", "tuesday"):
