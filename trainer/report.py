@@ -166,6 +166,9 @@ def _tiles(
             detail = "0.5: nobody can tell who was forgotten; 1: anybody can"
             if range_ := interval(after, is_share=False):
                 detail += f". 95 % interval {range_}"
+            _, chance = results.pair(f"{name}_by_chance")
+            if chance is not None:
+                detail += f"; of the most telling score: up to {written(chance, False)} by chance"
             tiles.append(Tile("Forget list in the model", written(after, False), detail))
     return tiles
 
