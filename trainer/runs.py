@@ -17,23 +17,22 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from trainer.checkpoint import CONFIG, Checkpoints, Saved, find
+from trainer import same_run
+from trainer.checkpoint import Checkpoints
 from trainer.config import Config
 from trainer.files import replace_text
 from trainer.fingerprints import fingerprints
 from trainer.interruption import EXIT_CODE, MARKER
 from trainer.lock import hold
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
-from trainer.remote import is_remote, unsigned
 from trainer.report import REPORT, summary, write_report
+from trainer.saved import CONFIG, Saved, find
 from trainer.skips import Skips
 from trainer.spread import Spread
 from trainer.tracking import Trackers
 from trainer.versions import code_version
 from trainer.worst_off import turned
 
-MAY_CHANGE = {"checkpoint", "margin", "memory", "profile", "timeout_seconds", "trackers"}
-MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}
 CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
 FAILED = "failed"  # in a row of metrics
 Failures = dict[str, str]  # an evaluation's name: why it gave nothing
@@ -94,7 +93,7 @@ class Run:
         from."""
         try:
             its_own = yaml.safe_load((self.folder / CONFIG).read_text())
-            return differing(_what_counts(its_own), _what_counts(self.config.resolved()))
+            return same_run.changes(its_own, self.config.resolved())
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError):  # not by us
             return [CONFIG]
 
@@ -233,34 +232,6 @@ def failures_in(path: Path) -> list[dict[str, Any]]:
         {"evaluation": name, "step": row["step"], "cause": why}
         for row in rows
         for name, why in row.get(FAILED, {}).items()
-    ]
-
-
-def _what_counts(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Of a configuration: what its result follows from. The rest may change between two starts."""
-    counts = {name: one for name, one in resolved.items() if name not in MAY_CHANGE}
-    data = {name: one for name, one in counts["data"].items() if name not in MAY_CHANGE_OF_DATA}
-    return _unsigned(counts | {"data": data})
-
-
-def _unsigned(value: Any) -> Any:
-    """Without the signatures of addresses, which end."""
-    if isinstance(value, dict):
-        return {name: _unsigned(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_unsigned(one) for one in value]
-    return unsigned(value) if isinstance(value, str) and is_remote(value) else value
-
-
-def differing(one: Any, other: Any, path: str = "") -> list[str]:
-    """The dotted paths of what two configurations have not in common."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return [] if one == other else [path]
-    prefix = f"{path}." if path else ""
-    return [
-        found
-        for name in sorted(one.keys() | other.keys())
-        for found in differing(one.get(name), other.get(name), f"{prefix}{name}")
     ]
 
 

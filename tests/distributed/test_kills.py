@@ -18,8 +18,8 @@ import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.trainer.test_checkpoint import SMALL, finished, launched, same_result
-from trainer.checkpoint import find
 from trainer.interruption import MARKER
+from trainer.saved import find
 
 RANKS = 2
 MOST_STEPS = 3  # of one start in a chain of kills, before it is killed at the latest

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
 from tests.distributed import namespaces
-from tests.distributed.test_strategies import SMALL, assert_same, trained
+from tests.distributed.test_strategies import SMALL, assert_measures, assert_same, trained
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,6 +51,7 @@ def test_two_hosts_give_the_result_of_one(world, strategy):
     text = process.communicate(timeout=200)[0]
     assert process.returncode == 0, text
     assert_same(world, f"{strategy}-hosts", "one-host")
+    assert "zero_shot/colour/accuracy" in assert_measures(world, f"{strategy}-hosts", "one-host")
 
 
 def wait_for_save(process: subprocess.Popen, world: Path, name: str) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.warm_python import warm_python
-from trainer.checkpoint import CONFIG, MANIFEST, MODEL, STATE, find
+from trainer.saved import CONFIG, MANIFEST, MODEL, STATE, find
 
 STEPS = 24
 # Small, of both towers, with a step's batch from two objectives.
