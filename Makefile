@@ -12,8 +12,8 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow'
 
 # The demo and its single towers, held to their bounds; streams at full size; many kills; Slurm and
-# two hosts, where they are installed and allowed. Without the demos: make test-slow SLOW='slow and
-# not demo'.
+# two hosts, where they are installed and allowed. Half an hour less: make test-slow SLOW='slow and
+# not long'.
 test-slow: .venv/installed
 	$(BIN)/pytest -m '$(SLOW)'
 

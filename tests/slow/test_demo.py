@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-pytestmark = [pytest.mark.slow, pytest.mark.demo]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.peaks import measured, planned, write_world
 from trainer.launching import Launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RECOMPUTED = "memory.activation_checkpointing=true"
 TWO = {name: Launch(name, 2) for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")}
