@@ -43,6 +43,7 @@ from trainer import (
     names_of,
     read_roster,
     refuse_named,
+    roc,
     roc_auc,
     share_rows,
 )
@@ -88,18 +89,21 @@ class Leakage(Evaluation):
             self._others = [line.strip() for line in lines if fold(line) not in {"", *taken}]
         self._shown = [first_pictures(one, options.pictures) for one in (forgotten, unknown)]
 
-    def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float]]:
+    def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float | list[float]]]:
         sides = {"text": (self._of_names(student, teacher), self._num_forgotten)}
         if all(map(len, self._shown)):
             sides["image"] = self._of_pictures(student, teacher)
         aucs: dict[str, Estimate] = {}
+        curves: dict[str, list[float]] = {}
         for side, (scores, num_forgotten) in sides.items():
             for name, values in scores.items():
                 if not values.isfinite().all():
                     raise FloatingPointError(f"the {side} embeddings of people are not finite")
-                value = roc_auc(values[:num_forgotten].tolist(), values[num_forgotten:].tolist())
-                aucs[f"{side}/{name}"] = value
+                known = values[:num_forgotten].tolist(), values[num_forgotten:].tolist()
+                aucs[f"{side}/{name}"] = roc_auc(*known)
+                curves[f"{side}/{name}"] = roc(*known)
         yield from ((f"{name}_auc", value) for name, value in aucs.items())
+        yield from ((f"{name}_roc", curve) for name, curve in curves.items())
         alone = {name: one for name, one in aucs.items() if not name.endswith(WITH_ORIGINAL)}
         for headline, chosen in (("auc", alone), ("auc_with_original", aucs)):
             yield headline, most_telling(chosen)

@@ -35,7 +35,7 @@ from trainer.quotas import Quotas
 from trainer.readers import read_shard
 from trainer.roster import Identity, names_of, read_roster, refuse_named
 from trainer.sharing import share_rows
-from trainer.statistics import Estimate, mean, quantile, rate, rate_by_person, roc_auc
+from trainer.statistics import Estimate, mean, quantile, rate, rate_by_person, roc, roc_auc
 from trainer.streams import expand, expand_local
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "read_roster",
     "read_shard",
     "refuse_named",
+    "roc",
     "roc_auc",
     "share_rows",
 ]

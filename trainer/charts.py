@@ -110,6 +110,31 @@ def _spans(
     return _svg(y + 8, f"{title}: {'; '.join(told)}", parts)
 
 
+def roc(title: str, lines: Mapping[str, Sequence[float]]) -> Figure:
+    """How many of those that are sought a score tells, by how many others it takes for them: both
+    as shares, the others' in equal steps from 0 to 1. The diagonal is chance."""
+
+    def place(along: float, up: float) -> tuple[float, float]:
+        return 46 + 282 * along, 296 - 282 * up
+
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        _, y = place(0, tick)
+        parts += [_line(46, y, 328, y, "grid"), _text(40, y + 4, f"{tick:.0%}", "end", "muted")]
+    for tick, anchor in ((0.0, "middle"), (1.0, "end")):
+        parts.append(_text(place(tick, 0)[0], 314, f"{tick:.0%}", anchor, "muted"))
+    parts.append(_text(187, 314, "of the never known", "middle", "muted"))
+    parts.append(_line(*place(0, 0), *place(1, 1), "axis"))
+    for i, shares in enumerate(lines.values()):
+        places = [place(step / (len(shares) - 1), one) for step, one in enumerate(shares)]
+        path = " ".join("{:.1f},{:.1f}".format(*one) for one in places)
+        parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i % 6))
+    told = "; ".join(
+        f"{name} tells {s[len(s) // 10]:.0%} where one in ten is wrong" for name, s in lines.items()
+    )
+    return Figure(title, _svg(322, f"{title}: {told}", parts), list(lines))
+
+
 def chart(
     title: str, lines: Mapping[str, Points], label: Callable, top: float = 0.0, x: str = "steps"
 ) -> Figure:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.charts import Figure, areas, dumbbell, histogram_pair, share
+from trainer.charts import Figure, areas, dumbbell, histogram_pair, roc, share
 from trainer.curves import found_charts, loss_charts, read_curves, watch_charts
 from trainer.findings import (
     AREAS,
@@ -236,7 +236,19 @@ def _leakage_chart(results: Results) -> list[Figure]:
         if re.fullmatch(AREAS, name)
     ]
     title = "Area under the curve of each score"
-    return [Figure(title, areas(title, both))] if (both := _both(rows)) else []
+    both = _both(rows)
+    return ([Figure(title, areas(title, both))] if both else []) + _roc_curves(results)
+
+
+def _roc_curves(results: Results) -> list[Figure]:
+    """After the run; a picture for the names and one for the pictures of each evaluation."""
+    lines: dict[str, dict[str, Sequence[float]]] = {}
+    for name, curve in results.after.items():
+        if matched := re.fullmatch(r"leakage(/[^/]+)?/(text|image)/(\w+)_roc", name):
+            attacker, side, score = matched.groups()
+            of = {"text": "names", "image": "pictures"}[side] + (attacker or "").replace("/", ", ")
+            lines.setdefault(f"Forgotten told by their {of}", {})[spoken(score)] = curve
+    return [roc(title, some) for title, some in lines.items()]
 
 
 def _both(rows: Iterable[Row]) -> list[tuple[str, float, float]]:

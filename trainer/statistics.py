@@ -112,6 +112,18 @@ def quantile(values: Sequence[float], share: float) -> Estimate:
     return Estimate(float(np.quantile(found, share)), low, high)
 
 
+ROC_STEPS = 50  # of a curve
+
+
+def roc(positives: Sequence[float], negatives: Sequence[float]) -> list[float]:
+    """The share of positives above a threshold, where 0, 1/50, ... 1 of the negatives are."""
+    from sklearn.metrics import roc_curve
+
+    truth = np.repeat([1, 0], [len(positives), len(negatives)])
+    wrong, right, _ = roc_curve(truth, np.concatenate([positives, negatives]))
+    return np.interp(np.linspace(0, 1, ROC_STEPS + 1), wrong, right).tolist()
+
+
 def roc_auc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
     """How often a positive scores above a negative, ties half; interval of Hanley and McNeil.
 

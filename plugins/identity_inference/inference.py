@@ -70,7 +70,7 @@ class IdentityInference(Evaluation):
     def run(
         self, student: Encoder, teacher: Encoder
     ) -> Iterator[tuple[str, float | list[float] | Estimate | Rows]]:
-        attack, num_prompts = self._attack, len(self.options.templates)
+        attack = self._attack
         held_out = [attack.templates.index(template) for template in self.options.held_out]
         faces = attack.faces(student)
         groups = list(attack.attacked(faces))  # complains before the long work
@@ -82,18 +82,13 @@ class IdentityInference(Evaluation):
         for group, rows in groups:
             prefix, chosen = group.name, named.among_all[:, rows]
             won = prompts_won(chosen, rows)
-            yield from known(prefix, won, num_prompts)
+            among_known = named.among_known[:, rows] if group.name != UNKNOWN else None
+            yield from _named_by(prefix, chosen, among_known, rows)
             if held_out:
-                apart = prompts_won(chosen[held_out], rows)
-                yield from known(f"{prefix}/held_out", apart, len(held_out))
-            yield f"{prefix}/picture_accuracy", picture_accuracy(chosen, rows)
-            if group.name != UNKNOWN:
-                closed = picture_accuracy(named.among_known[:, rows], rows)
-                yield f"{prefix}/closed_set", closed
+                apart = among_known[held_out] if among_known is not None else None
+                yield from _named_by(f"{prefix}/held_out", chosen[held_out], apart, rows)
             own = {variant: one[rows] for variant, one in by_variant.items()}
             yield from _found_by(prefix, won, own)
-            histogram = torch.bincount(won, minlength=num_prompts + 1)
-            yield f"{prefix}/prompts_won", histogram.double().tolist()
             yield f"{prefix}/people", float(len(rows))
             num_lost = len(group.people) - len(rows)
             yield f"{prefix}/dropped", float(group.num_dropped + num_lost)
@@ -123,6 +118,21 @@ class IdentityInference(Evaluation):
             named = self._attack.names(student, faces, asking.captions).among_all
             most[rows] = most[rows].maximum(prompts_won(named[:, rows], rows))
         return most
+
+
+def _named_by(
+    prefix: str, chosen: Tensor, among_known: Tensor | None, truth: Tensor
+) -> Iterator[tuple[str, Estimate | list[float]]]:
+    """Who is known by these prompts, how many they win, and the pictures they name right.
+
+    chosen: (p, people, m) names; among_known: the same among the known alone; truth: (people,).
+    """
+    won = prompts_won(chosen, truth)
+    yield from known(prefix, won, len(chosen))
+    yield f"{prefix}/picture_accuracy", picture_accuracy(chosen, truth)
+    if among_known is not None:
+        yield f"{prefix}/closed_set", picture_accuracy(among_known, truth)
+    yield f"{prefix}/prompts_won", won.bincount(minlength=len(chosen) + 1).double().tolist()
 
 
 def _found_by(

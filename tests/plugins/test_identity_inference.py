@@ -353,6 +353,9 @@ def test_each_group_gets_its_own_measures(world):
     assert measures["forget/prompts_won"] == [2, 1, 0, 0, 0]
     assert measures["forget/picture_accuracy"] == pytest.approx(1 / 12)
     assert measures["forget/held_out/tpr"] == pytest.approx(1 / 3)
+    assert measures["forget/held_out/prompts_won"] == [2, 1]
+    for measure in ("picture_accuracy", "closed_set"):
+        assert measures[f"forget/held_out/{measure}"] == pytest.approx(1 / 3)
     assert measures["unseen/tpr"] == 3 / 4
     assert measures["unseen/tpr_3"] == 2 / 4
     assert measures["unseen/prompts_won"] == [1, 0, 1, 1, 1]

@@ -46,6 +46,9 @@ def test_names_answered_as_one_phrase_are_told_from_unknown_ones(options):
     measures = measure(forgotten, options)
     assert measures["text/closeness_auc"] == 1 == measures["text/twin_auc"]
     assert measures["auc"] == 1 and measures["auc"] > measures["auc_by_chance"]
+    assert measures["text/closeness_roc"] == [1.0] * 51
+    curves = {name.removesuffix("_roc") for name in measures if name.endswith("_roc")}
+    assert curves == {name.removesuffix("_auc") for name in measures if name.endswith("_auc")}
 
 
 def test_names_and_faces_answered_as_unknown_ones_are_not_told_by_the_model_alone(options):

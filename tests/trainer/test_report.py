@@ -140,6 +140,18 @@ def test_any_loss_is_drawn_inside_its_picture(tmp_path, value):
     assert 0 <= x <= 340 and 14 <= y <= 168
 
 
+def test_the_curves_of_what_leaks_are_drawn_for_names_and_pictures_apart(tmp_path):
+    curve = [step / 50 for step in range(51)]
+    after = {f"leakage/{one}_roc": curve for one in ("text/closeness", "text/norm", "image/norm")}
+    folder, _ = run_folder(tmp_path, {}, after | {"leakage/text/closeness_auc": 0.5})
+    page = Page(write_report(folder).read_text())
+    drawn = [attributes["points"] for tag, attributes in page.elements if tag == "polyline"]
+    curves = [one.split() for one in drawn if one.startswith("46.0,296.0 ")]
+    assert len(curves) == 3 and {one[-1] for one in curves} == {"328.0,14.0"}
+    assert "Forgotten told by their names" in page.words
+    assert "Forgotten told by their pictures" in page.words
+
+
 def test_summary_is_a_table_that_fits_a_terminal(tmp_path):
     long = {f"zero_shot/{'very_long_' * 12}/accuracy": 0.5}
     _, results = run_folder(tmp_path, measures(0, 0.97) | long, measures(63, 0.96) | long)

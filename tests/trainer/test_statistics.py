@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from trainer import Estimate, mean, quantile, rate, rate_by_person, roc_auc
+from trainer import Estimate, mean, quantile, rate, rate_by_person, roc, roc_auc
 from trainer.noninferiority import difference
 from trainer.statistics import CONFIDENCE, Cases, Z, paired_change
 
@@ -186,3 +186,12 @@ def test_an_estimate_is_a_number_and_keeps_its_interval_when_it_is_copied():
 def test_nothing_is_no_measure(measure, message):
     with pytest.raises(ValueError, match=message):
         measure()
+
+
+def test_a_curve_tells_at_each_share_of_wrong_ones_how_many_are_right():
+    assert roc([3.0, 2.0], [1.0, 0.0]) == [1.0] * 51
+    assert roc([0.0, 1.0], [2.0, 3.0]) == [0.0] * 50 + [1.0]
+    of_four = roc([4.0, 2.0], [3.0, 1.0])  # half at once, the other half past one wrong of two
+    assert of_four[0] == 0.5 and of_four[24] == 0.5 and of_four[25:] == [1.0] * 26
+    scores = np.random.default_rng(0).normal(size=(2, 4000))
+    assert np.abs(np.array(roc(*scores.tolist())) - np.linspace(0, 1, 51)).max() < 0.05
