@@ -42,7 +42,8 @@ def _curves(rows: Iterable[Measures], measured: Collection[str]) -> Curves:
     watched: dict[str, Points] = defaultdict(list)
     for row in rows:
         for name, value in row.items():
-            if name in NO_LINES or not isinstance(value, (int, float)) or not math.isfinite(value):
+            is_count = name in NO_LINES or name.startswith("bad_samples/")
+            if is_count or not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
             point = (row["step"], value)
             objective, slash, term = name.partition("/")

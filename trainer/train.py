@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import closing
 from itertools import islice
 
@@ -155,6 +156,8 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
             if step % config.log_every == 0 or step == config.steps:
                 told = mean_of(window, accelerator)
                 told["bad_samples"] = total(skips.bad.total(), accelerator)
+                if told["bad_samples"]:
+                    told |= by_reason(skips)
                 run.log(step, told | watch.read(), show=told)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
@@ -243,6 +246,15 @@ def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[s
     stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in window])
     means = accelerator.reduce(stacked.mean(0), "mean").tolist()
     return dict(zip(names, means, strict=True))
+
+
+def by_reason(skips: Skips) -> dict[str, float]:
+    """Bad samples of all ranks, up to here; a collective."""
+    counts: Counter[str] = Counter()
+    for bad in gather_object([skips.bad]):
+        for (_, reason), count in bad.items():
+            counts[reason] += count
+    return {f"bad_samples/{reason}": count for reason, count in counts.items()}
 
 
 def total(count: int, accelerator: Accelerator) -> int:

@@ -17,10 +17,11 @@ import open_clip
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_shard
 from tests.trainer.disguises import found_in
 from tests.warm_python import warm_python
 from trainer.config import load_config
+from trainer.curves import read_curves
 from trainer.evaluate import evaluate_checkpoint
 from trainer.train import train
 
@@ -205,6 +206,17 @@ def test_a_run_does_not_overwrite_an_earlier_one():
     first = (folder / "metrics.jsonl").read_bytes()
     run("demo_names", "evaluations={}", "steps=3", "seed=1")
     assert (folder.with_name("demo_names.1") / "metrics.jsonl").read_bytes() == first
+
+
+def test_bad_samples_are_counted_by_reason_as_the_run_goes():
+    texts = [b"\xff" if i % 7 == 1 else f"a red hat {i}".encode() for i in range(160)]
+    write_shard(Path("odd.tar"), {f"{i:03}": {"txt": text} for i, text in enumerate(texts)})
+    folder = run("demo_names", "evaluations={}", "data.shards=odd.tar", "data.max_bad_share=0.9")
+    counted = [row for row in rows(folder) if "bad_samples" in row]
+    assert len(counted) == 4 and counted[-1]["bad_samples"] > counted[0]["bad_samples"] > 0
+    for row in counted:
+        assert row["bad_samples/undecodable text"] == row["bad_samples"]
+    assert "bad_samples" not in read_curves(folder, {}).losses
 
 
 def test_a_run_that_diverges_stops_before_the_update_and_says_where_and_on_what():
