@@ -50,7 +50,9 @@ def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
             "give a pseudonym as it stands in people.jsonl"
         )
     model = ModelConfig(**config["model"])
-    weights_before(model), written(run)  # say what is missing
+    # Both raise where there are none, which fingerprints would leave out.
+    weights_before(model)
+    written(run)
     found = fingerprints(config, run)
     for what, digest in results.fingerprints.items():
         if found.get(what) != digest:

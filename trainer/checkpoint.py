@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.failures import cause
-from trainer.files import NotWritten, is_full, sync
+from trainer.files import NotWritten, is_full, sha256_of, sync
 from trainer.measures import Measures, packed
 from trainer.saved import (
     CONFIG,
@@ -32,7 +32,6 @@ from trainer.saved import (
     OPTIMIZER,
     RANDOM,
     STATE,
-    digest_of,
     whole,
 )
 from trainer.sections import CheckpointConfig
@@ -147,7 +146,7 @@ class Checkpoints:
             (aside / RANDOM).write_bytes(kept.getbuffer())
             (aside / STATE).write_text(json.dumps(state))
             (aside / CONFIG).write_text(self._config, encoding="utf-8")
-            files = {name: digest_of(aside / name) for name in FILES}
+            files = {name: sha256_of(aside / name) for name in FILES}
             manifest = {"code": self._code, "torch": torch.__version__}
             (aside / MANIFEST).write_text(json.dumps(manifest | {"files": files}, indent=2))
             for path in (*aside.iterdir(), aside):

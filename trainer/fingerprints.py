@@ -14,6 +14,7 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import download_pretrained
 
+from trainer.files import sha256_of
 from trainer.roster import read_roster
 from trainer.sections import ModelConfig
 from trainer.weights import first_line
@@ -64,11 +65,3 @@ def written(run: Path) -> Path:
             f"{run / 'model'} holds no weights; certificates are of runs that trained a model"
         )
     return files[0]
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from trainer.files import sha256_of
 from trainer.measures import Measures, unpacked
 from trainer.skips import Skips
 from trainer.spread import Spread
@@ -114,16 +114,8 @@ def _damage(folder: Path) -> str | None:
         if set(FILES) - files.keys():
             return "its manifest leaves files out"
         for name, wanted in files.items():
-            if digest_of(folder / Path(name).name) != wanted:
+            if sha256_of(folder / Path(name).name) != wanted:
                 return f"{name} is damaged"
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"{type(error).__name__}"
     return None
-
-
-def digest_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-        return digest.hexdigest()

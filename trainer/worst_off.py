@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ from trainer.statistics import Estimate, rate
 WON = "prompts_won"  # of one person, how many prompts named them
 
 
-class Harmed(NamedTuple):
-    """A person to keep who is found by fewer prompts than before."""
+class Kept(NamedTuple):
+    """A person to keep, and by how many prompts they are found."""
 
     identity: str  # a pseudonym
     group: str
@@ -35,26 +35,26 @@ def turned(rows: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
     """Of each group to keep, by the attack's path: of those found before (by a prompt or more) the
     share that is found no longer, LOST; of the others the share that is found now, WON_BACK."""
     found: dict[str, list[bool]] = {}
-    for row in rows:
-        group = row.get("group", "")
-        _, wanted = GROUPS.get(group, ("", NONE))
-        before, after = (row.get(moment, {}).get(WON) for moment in ("before", "after"))
-        path, _, last = row["measure"].rpartition("/")
-        is_attack = path.startswith("identity_inference") and last == "people"
-        if is_attack and wanted == SAME and None not in (before, after):
-            kind = LOST if before else WON_BACK
-            found.setdefault(f"{path}/{group}/{kind}", []).append(bool(before) != bool(after))
+    for path, one in _kept(rows):
+        kind = LOST if one.before else WON_BACK
+        is_turned = bool(one.before) != bool(one.after)
+        found.setdefault(f"{path}/{one.group}/{kind}", []).append(is_turned)
     return {name: rate(sum(ones), len(ones)) for name, ones in found.items()}
 
 
-def worst_off(rows: Iterable[Mapping[str, Any]]) -> list[Harmed]:
+def worst_off(rows: Iterable[Mapping[str, Any]]) -> list[Kept]:
     """Who lost prompts of the attack, most first."""
-    harmed = []
+    harmed = [one for _, one in _kept(rows) if one.after < one.before]
+    return sorted(harmed, key=lambda one: (one.after - one.before, one.after, one.identity))
+
+
+def _kept(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Kept]]:
+    """The attack's path, and a person to keep whom it measured at both moments."""
     for row in rows:
         group = row.get("group", "")
         _, wanted = GROUPS.get(group, ("", NONE))
         before, after = (row.get(moment, {}).get(WON) for moment in ("before", "after"))
+        path = row["measure"].rpartition("/")[0]
         is_attack = row["measure"].startswith("identity_inference/")
-        if is_attack and wanted == SAME and None not in (before, after) and after < before:
-            harmed.append(Harmed(row["identity"], group, before, after))
-    return sorted(harmed, key=lambda one: (one.after - one.before, one.after, one.identity))
+        if is_attack and wanted == SAME and None not in (before, after):
+            yield path, Kept(row["identity"], group, before, after)

@@ -46,7 +46,11 @@ from trainer import (
 
 from .answers import Answers, Embedded, alike, as_strangers
 
-CALLED = {"forget": "people to forget", "replayed": "people of `replay`", "strangers": "strangers"}
+IN_WORDS = {
+    "forget": "people to forget",
+    "replayed": "people of `replay`",
+    "strangers": "strangers",
+}
 KEPT = -1  # the label of a row that is to stay as it is; the others' is whose it is
 
 
@@ -157,7 +161,7 @@ class FaceToNeutral(Objective):
                     "out of the roster"
                 ) from None
             # Not whose: the count stands in the report, which has no person in it.
-            raise BadSample(f"{bad.reason} of a person", f"faces of {CALLED[sort]}") from None
+            raise BadSample(f"{bad.reason} of a person", f"faces of {IN_WORDS[sort]}") from None
         face = self._vary(face, rng)
         if rng.random() < self.options.paste:
             face = self._paste(face, clean.image, rng)
