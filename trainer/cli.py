@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -161,6 +162,7 @@ def plugins(local: tuple[str, ...]) -> None:
 def main() -> None:
     """The user's mistakes: one message, of one rank, exit code 2; ours keep their traceback."""
     try:
+        _check_installed()
         load_plugins().add_commands(cli)
         code = cli(prog_name="clip-unlearn", standalone_mode=False)
     except click.ClickException as error:
@@ -189,6 +191,18 @@ def main() -> None:
         raise
     else:
         sys.exit(code if isinstance(code, int) else 0)  # --help, or a plugin's ctx.exit(code)
+
+
+def _check_installed() -> None:
+    """Its version is in every checkpoint and report. Raises ValueError."""
+    try:
+        version("clip-unlearn")
+    except PackageNotFoundError:
+        found = Path(__file__).parents[1]
+        raise ValueError(
+            f"clip-unlearn runs from {found}, but is not installed in this Python: "
+            f"pip install -e {found}"
+        ) from None
 
 
 def _leave_alone(what: str, then: str) -> NoReturn:

@@ -4,6 +4,7 @@ import builtins
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,18 @@ def test_a_broken_installed_plugin_stops_the_start_and_is_named(tmp_path):
     assert done.stderr == (
         "plugin package broken 1.2 (mine_broken) fails on import: "
         "ModuleNotFoundError: No module named 'not_there'\n"
+    )
+
+
+def test_a_checkout_that_is_not_installed_is_told_so(call, monkeypatch):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(commands, "version", absent)
+    code, _, told = call("plugins")
+    assert code == 2 and told == (
+        f"clip-unlearn runs from {REPOSITORY}, but is not installed in this Python: "
+        f"pip install -e {REPOSITORY}\n"
     )
 
 
