@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 FLOORS = [
     [
         "losses",
+        "attention",
         "hookspecs",
         "quotas",
         "decoding",
@@ -43,7 +44,7 @@ FLOORS = [
     ["pictures", "config", "indexing", "removal"],
     ["steps", "suppression"],
     ["preprocess", "testing", "text_towers", "weights", "preview"],
-    ["zoo", "pixels"],
+    ["zoo", "pixels", "packing"],
     ["fingerprints"],
     ["certificates", "comparison"],
     ["spread"],
@@ -52,7 +53,7 @@ FLOORS = [
     ["checkpoint"],
     ["clip"],
     ["batches", "encoder", "optim", "export"],
-    ["flops", "capacity"],
+    ["flops", "capacity", "embedding"],
     ["watch", "rehearsal"],
     ["plan"],
     ["communication"],

@@ -22,6 +22,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainer.api import Tower
+from trainer.packing import Packed, packed_text
 from trainer.preprocess import Prepare, Tokenizer
 from trainer.sections import ModelConfig
 from trainer.strategies import blocks_of, spread_out
@@ -124,14 +125,16 @@ class Towers(nn.Module):
         )
 
     def forward(
-        self, tokens: Tensor | None, pixels: Tensor | None
+        self, captions: Tensor | Packed | None, pixels: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """tokens (n, l) int64, pixels (m, 3, H, W) uint8 -> (n, d), (m, d), logit scale."""
-        given = tokens if tokens is not None else pixels
-        with fastest_attention(self.logit_scale.device if given is None else given.device):
+        """captions (n, l) int64 or packed, pixels (m, 3, H, W) uint8 -> (n, d), (m, d), logit
+        scale."""
+        with fastest_attention(_device_of(captions, pixels)):
             text = image = None
-            if tokens is not None:
-                text = self.text_forward(self.text, tokens)
+            if isinstance(captions, Packed):
+                text = packed_text(self.text, captions)
+            elif captions is not None:
+                text = self.text_forward(self.text, captions)
             if pixels is not None:
                 dtype = next(self.image.parameters()).dtype  # a replica may be bf16
                 image = first_output(self.image(self.prepare.scale(pixels).to(dtype)))
@@ -144,16 +147,22 @@ class Towers(nn.Module):
         return super().train(False)
 
 
+def _device_of(captions: Tensor | Packed | None, pixels: Tensor | None) -> torch.device:
+    tokens = captions.tokens if isinstance(captions, Packed) else captions
+    given = tokens if tokens is not None else pixels
+    return torch.device("cpu") if given is None else given.device
+
+
 def fastest_attention(device: torch.device) -> AbstractContextManager:
     """On CPUs the fused kernel's backward is slow: 222 against 294 ms a step in fp32, 133 against
     341 in bf16 (the demo's image tower, 384 pictures, two cores)."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def recompute_activations(towers: Towers) -> None:
+def recompute_activations(towers: Towers, compiled: bool = False) -> None:
     """Of each block that repeats keep what enters it; its own forward runs again in the backward.
 
-    In place. Parameters' names get a part more, see strategies.py.
+    In place. Parameters' names get a part more, see strategies.py. compiled: the blocks are to be.
     """
     blocks = set(blocks_of(towers))
 
@@ -161,7 +170,9 @@ def recompute_activations(towers: Towers) -> None:
         # The second is for the second time, when `Towers.forward` is over.
         return nullcontext(), fastest_attention(towers.logit_scale.device)
 
-    wrap = partial(checkpoint_wrapper, preserve_rng_state=False, context_fn=contexts)
+    # A compiler plans both times when it sees the first, and takes no context.
+    own: dict[str, Any] = {} if compiled else {"context_fn": contexts}
+    wrap = partial(checkpoint_wrapper, preserve_rng_state=False, **own)
     apply_activation_checkpointing(towers, wrap, blocks.__contains__)
 
 

@@ -16,9 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from trainer.attention import without_copies
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch
 from trainer.clip import Towers
 from trainer.flops import weightless
+from trainer.packing import Packed, pack, takes_packed
 from trainer.strategies import blocks_of
 from trainer.text_towers import cut_text, groups_of, short_text
 
@@ -110,9 +112,13 @@ def rehearse(student: Towers, batch: Batch, kind: Kind) -> Rehearsal:
         batch.tokens[batch.seen_by(STUDENT_TEXT)],
         len(batch.seen_by(STUDENT_IMAGE)),
     )
+    pad_id = student.text_forward.keywords["pad_id"]
     groups = [(torch.arange(len(text)), text.shape[1])]
+    captions: Any = text
+    if kind.device == "cuda" and len(text) and takes_packed(student.text, pad_id):
+        captions = pack(text, student.text, pad_id)
     if kind.device == "cpu" and len(text) and not kind.is_shared_out:
-        groups = groups_of(text, student.text_forward.keywords["pad_id"])
+        groups = groups_of(text, pad_id)
     with _nothing_computed(student, kind) as model:
         _note_parts(model, found)
         parameters = [parameter.untyped_storage() for parameter in model.parameters()]
@@ -131,12 +137,14 @@ def rehearse(student: Towers, batch: Batch, kind: Kind) -> Rehearsal:
                 # It looks for lengths in the tokens, in which nothing stands.
                 model.text_forward = partial(_in_groups, groups=groups)
             device = model.logit_scale.device
-            if not isinstance(model.text, HFTextEncoder):
-                text = torch.empty(text.shape, dtype=torch.int64, device=device)
+            if isinstance(captions, Packed):
+                captions = Packed(*(torch.empty_like(part, device=device) for part in captions))
+            elif not isinstance(model.text, HFTextEncoder):
+                captions = torch.empty(text.shape, dtype=torch.int64, device=device)
             pixels = torch.empty(
                 num_pictures, 3, *model.prepare.size, dtype=torch.uint8, device=device
             )
-            model(text if len(text) else None, pixels if num_pictures else None)
+            model(captions if len(text) else None, pixels if num_pictures else None)
     return found
 
 
@@ -187,7 +195,10 @@ def _nothing_computed(student: Towers, kind: Kind) -> Iterator[Towers]:
         return
     fused = _FusedAttention() if kind.device == "cuda" else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), _autocast(kind.device, kind.autocast), fused:
-        yield weightless(student, kind.device, kind.weights)
+        model = weightless(student, kind.device, kind.weights)
+        if kind.device == "cuda":
+            without_copies(model)
+        yield model
 
 
 @contextmanager
@@ -215,7 +226,8 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             query, key, value = args[:3]
-            return _Fused.apply(query, key, value)
+            mask = (kwargs or {}).get("attn_mask")
+            return _Fused.apply(query, key, value, mask)
         return func(*args, **(kwargs or {}))
 
 
@@ -223,8 +235,9 @@ class _Fused(torch.autograd.Function):
     """What flash and memory-efficient attention keep: their inputs, the output, a sum a query."""
 
     @staticmethod
-    def forward(ctx, query, key, value):
+    def forward(ctx, query, key, value, mask):
         output = torch.empty_like(query)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, sums)
+        masks = [] if mask is None else [mask.to(query.dtype)]
+        ctx.save_for_backward(query, key, value, output, sums, *masks)
         return output

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor
 
 from trainer.config import Config
 from trainer.interruption import end_with_launcher
@@ -80,7 +81,7 @@ def start(config: Config) -> Accelerator:
             f"{accelerator.distributed_type.value} is not supported; use DDP, FSDP2 "
             "(fsdp_version: 2) or DeepSpeed, as the files of launch/ do"
         )
-    if _is_compiled(accelerator) and _zero_stage(accelerator) == 3:
+    if is_compiled(accelerator) and _zero_stage(accelerator) == 3:
         raise ValueError(
             "torch.compile does not go with ZeRO-3, whose weights come and go as a block runs; "
             "launch without dynamo, or by launch/fsdp2.yaml"
@@ -88,7 +89,7 @@ def start(config: Config) -> Accelerator:
     return accelerator
 
 
-def _is_compiled(accelerator: Accelerator) -> bool:
+def is_compiled(accelerator: Accelerator) -> bool:
     return accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
@@ -140,6 +141,13 @@ def prepare(
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return prepared, optimizer, ZeroSpread(trained, optimizer)
     return prepared, optimizer, Spread(trained, optimizer)
+
+
+def compile_blocks(accelerator: Accelerator, frozen: nn.Module) -> None:
+    """In place, where `prepare` compiles the student; not of a model in parts."""
+    if is_compiled(accelerator) and not any(isinstance(p, DTensor) for p in frozen.parameters()):
+        for block in blocks_of(frozen):
+            block.compile(**accelerator.state.dynamo_plugin.to_kwargs())
 
 
 def _plain_name(name: str) -> str:

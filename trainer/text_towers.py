@@ -91,6 +91,11 @@ def cut_text(tower: TextTransformer, tokens: Tensor) -> Tensor:
     mask: Any = tower.attn_mask
     x = tower.ln_final(tower.transformer(x, attn_mask=mask[:length, :length]))
     pooled = text_global_pool(x, tokens, pool_type=tower.pool_type, eos_token_id=tower.eos_id)
+    return project(tower, pooled)
+
+
+def project(tower: TextTransformer, pooled: Tensor) -> Tensor:
+    """(n, w) to (n, d)."""
     if tower.text_projection is None:
         return pooled
     if isinstance(tower.text_projection, nn.Linear):

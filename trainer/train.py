@@ -10,23 +10,16 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import clip as clips
-from trainer.api import Embeddings, Tower
-from trainer.batches import (
-    ABSENT,
-    LABEL,
-    STUDENT_IMAGE,
-    STUDENT_TEXT,
-    TEACHER_IMAGE,
-    TEACHER_TEXT,
-    Batch,
-    Batches,
-)
+from trainer.api import Tower
+from trainer.attention import without_copies
+from trainer.batches import Batch, Batches
 from trainer.checkpoint import Checkpoints, first_not_finite
 from trainer.clip import Towers
 from trainer.config import Config
+from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
 from trainer.export import export
@@ -34,11 +27,10 @@ from trainer.flops import Flops
 from trainer.interruption import Interruption
 from trainer.launching import PRECISIONS
 from trainer.optim import Pull, learning_rate, make_optimizer
-from trainer.pixels import Pixels
 from trainer.runs import Run
 from trainer.skips import Skips
 from trainer.steps import check_sizes
-from trainer.strategies import prepare, start
+from trainer.strategies import compile_blocks, is_compiled, prepare, start
 from trainer.watch import Watch, traced
 
 SHARDS = 8  # that a message names
@@ -67,6 +59,8 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
 
     with run.timed("load"):
         clip = clips.load(config.model)
+        if device.type == "cuda":
+            without_copies(clip.model)
         original = Towers(clip, config.trained)
         towers = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
         if saved:
@@ -78,12 +72,14 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
         watch = Watch(Flops.of(towers), accelerator, precision)
+        show = Showing(towers, device)
         if config.memory.activation_checkpointing:
-            clips.recompute_activations(towers)
+            clips.recompute_activations(towers, is_compiled(accelerator))
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
         towers = towers.to(device)
         adamw = make_optimizer(towers, config.optimizer)
         student, optimizer, spread = prepare(accelerator, towers, adamw, config.optimizer.clip)
+        compile_blocks(accelerator, teacher)
 
         def encoder(towers: Towers) -> ClipEncoder:
             return ClipEncoder(
@@ -119,14 +115,15 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         for step, batch in enumerate(steps, first + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.steps, config.optimizer)
-            tokens, pixels = batch.tokens.to(device), batch.pixels.to(device)
+            pixels = batch.pixels.to(device)
             losses: dict[str, Tensor] = {}
             for part in batch.split(num_parts):
+                to_teacher, to_student = show(part, pixels, TEACHER), show(part, pixels, STUDENT)
                 with accelerator.accumulate(student):
                     with accelerator.autocast():
                         with torch.no_grad():
-                            seen = embed(teacher, tokens, pixels, part, TEACHER_TEXT, TEACHER_IMAGE)
-                        learnt = embed(student, tokens, pixels, part, STUDENT_TEXT, STUDENT_IMAGE)
+                            seen = embed(teacher, to_teacher)
+                        learnt = embed(student, to_student)
                     loss = torch.zeros((), device=device)
                     for name, loss_fn in loss_fns.items():
                         terms = loss_fn(learnt[name], seen[name])
@@ -205,39 +202,6 @@ def lost(
         "Lower optimizer.lr or the objective's weight, or look at the shards of this step: "
         f"{', '.join(shards[:SHARDS])}{more}"
     )
-
-
-def embed(
-    model: nn.Module,
-    tokens: Tensor,
-    pixels: Pixels,
-    batch: Batch,
-    text_column: int,
-    image_column: int,
-) -> dict[str, Embeddings]:
-    """One forward over all that this model is to see, then each objective its own rows of it."""
-    text_places, image_places = batch.seen_by(text_column), batch.seen_by(image_column)
-    text = image = None
-    scale = torch.ones((), device=tokens.device)
-    if len(text_places) or len(image_places):
-        text, image, scale = model(
-            tokens[text_places] if len(text_places) else None,
-            pixels[image_places] if len(image_places) else None,
-        )
-
-    def own(embedded: Tensor | None, places: Tensor, rows: Tensor, column: int):
-        present = rows[:, column] != ABSENT
-        if embedded is None or not present.any():
-            return None, None
-        index = torch.searchsorted(places, rows[present, column].contiguous())
-        return embedded[index], rows[present, LABEL].to(embedded.device)
-
-    embeddings = {}
-    for name, rows in batch.rows.items():
-        own_text, text_labels = own(text, text_places, rows, text_column)
-        own_image, image_labels = own(image, image_places, rows, image_column)
-        embeddings[name] = Embeddings(own_text, own_image, text_labels, image_labels, scale)
-    return embeddings
 
 
 def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import open_clip
 import torch
@@ -26,16 +27,18 @@ from tests.benchmarks.pictures import SIZE, draw_picture, jpeg
 from tests.benchmarks.text_step import DEVICE, FULL_LENGTH, captions, seconds
 from trainer import Tower
 from trainer import clip as clips
+from trainer.attention import without_copies
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
 from trainer.clip import Clip
+from trainer.embedding import STUDENT, Showing, embed
 from trainer.optim import make_optimizer
 from trainer.sections import DataConfig, ModelConfig, OptimizerConfig
-from trainer.train import embed
+from trainer.strategies import blocks_of
 
 MODEL = "ViT-B-32"
 PICTURES, ROUNDS = 256, 3
 IS_MIXED = DEVICE.type == "cuda"  # bf16 there, fp32 on a CPU
-BATCH, STEPS = (1024, 8) if IS_MIXED else (64, 1)
+BATCH, STEPS, WORKERS = (1024, 8, 14) if IS_MIXED else (64, 1, 0)
 OPTIMIZER = OptimizerConfig(lr=1e-5, weight_decay=0.2)
 
 
@@ -51,19 +54,25 @@ def write_shard(path: Path) -> None:
 
 def ours(clip: Clip, shard: Path) -> tuple[Batches, Callable[[], None]]:
     objective = Contrastive(Contrastive.Options(batch_size=BATCH), seed=0)
-    data = DataConfig(shards=[str(shard)], workers=2 if DEVICE.type == "cuda" else 0, lanes=8)
+    data = DataConfig(shards=[str(shard)], workers=WORKERS, lanes=64)
     batches = Batches({"x": objective}, data, clip, 0, 0, 1)
     model = ModelConfig(name=MODEL, random_weights=True)
-    student = clips.student_of(clip, frozenset(Tower), model, temperature=True).to(DEVICE)
+    if IS_MIXED:
+        without_copies(clip.model)
+    student: Any = clips.student_of(clip, frozenset(Tower), model, temperature=True).to(DEVICE)
+    show = Showing(student, DEVICE)
+    if IS_MIXED:
+        for block in blocks_of(student):
+            block.compile(dynamic=True)
     optimizer = make_optimizer(student, OPTIMIZER)
     loss_fn = objective.loss_fn(None)
     mixed = torch.autocast(DEVICE.type, torch.bfloat16) if IS_MIXED else nullcontext()
 
     def steps() -> None:
         for batch in islice(batches, STEPS):
-            tokens, pixels = batch.tokens.to(DEVICE), batch.pixels.to(DEVICE)
+            shown = show(batch, batch.pixels.to(DEVICE), STUDENT)
             with mixed:
-                learnt = embed(student, tokens, pixels, batch, STUDENT_TEXT, STUDENT_IMAGE)["x"]
+                learnt = embed(student, shown)["x"]
             sum(loss_fn(learnt, learnt).values()).backward()
             optimizer.step()
             optimizer.zero_grad()

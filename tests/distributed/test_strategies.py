@@ -233,6 +233,12 @@ def test_compiled_for_the_processor_blocks_give_the_same(world):
 RECOMPUTED = "memory.activation_checkpointing=true"
 
 
+@pytest.mark.slow
+def test_compiled_blocks_that_are_computed_again_give_the_same(world):
+    trained(world, "compiled-recomputed", "compiled.yaml", [*TWO, *COMPILED], RECOMPUTED)
+    assert_same(world, "compiled-recomputed")
+
+
 @pytest.mark.parametrize(
     ("name", "memory"),
     [

@@ -25,9 +25,7 @@ from tests.trainer.architectures import (
     KINDS,
     TEXTS,
     VISION,
-    Original,
     embed,
-    make,
     open_clip_tokens,
     pixels,
 )
@@ -43,17 +41,6 @@ from trainer.zoo import preprocessing_beside, warn_of_activation
 BOTH = frozenset(Tower)
 MANY = [*TEXTS, "hat " * 12, "a"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory) -> dict[str, Original]:
-    folder = tmp_path_factory.mktemp("originals")
-    return {kind: make(kind, folder) for kind in KINDS}
-
-
-@pytest.fixture
-def plain(originals) -> Original:
-    return originals["plain"]
 
 
 def refusal(kind: type[Exception] = ValueError, **options) -> str:

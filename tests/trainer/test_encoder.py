@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.conftest import picture
-from tests.trainer.architectures import TEXTS, Original, make
+from tests.trainer.architectures import TEXTS, Original
 from trainer import clip as clips
 from trainer import encoder as encoders
 from trainer.api import Tower
@@ -19,11 +19,6 @@ from trainer.encoder import ClipEncoder, on_device
 BOTH = frozenset(Tower)
 MANY = [*TEXTS, "hat " * 12, "a"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Original:
-    return make("plain", tmp_path_factory.mktemp("originals"))
 
 
 class Spy(nn.Linear):

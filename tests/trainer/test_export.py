@@ -13,9 +13,7 @@ from safetensors import safe_open
 from tests.trainer.architectures import (
     KINDS,
     TEXTS,
-    Original,
     embed,
-    make,
     open_clip_tokens,
     pixels,
 )
@@ -27,12 +25,6 @@ from trainer.sections import ModelConfig, OptimizerConfig
 from trainer.text_towers import cut_text, short_text
 
 BOTH = frozenset(Tower)
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory) -> dict[str, Original]:
-    folder = tmp_path_factory.mktemp("originals")
-    return {kind: make(kind, folder) for kind in KINDS}
 
 
 def trained(clip: Clip, towers: frozenset[Tower] = BOTH, steps: int = 1) -> Towers:
