@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-STEPS = ("text_step", "contrastive_step")
+STEPS = ("text_step", "image_step", "large", "contrastive_step")
 FAST = ("captions", "pictures", "resume", "people", "attack", *STEPS, "scaling")  # minutes
 SLOW = ("leakage", "seeds")  # an hour
 ON_REQUEST = ("thousands", "ablation")  # hours, after `make thousands-clip`
