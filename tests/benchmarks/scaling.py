@@ -22,8 +22,8 @@ PAGE = Path(__file__).parents[2] / "launch/SCALING.md"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 IN_NODE, BYTES_A_SECOND_IN_NODE, BYTES_A_SECOND = 8, 400e9, 50e9  # a GPU's, one way
 HOP_SECONDS = 5e-6
-FLOPS_A_SECOND = 400e12  # 40 % of an H100's in bf16
-TOKENS = 32  # the longest caption of a batch, at which it is computed
+FLOPS_A_SECOND = 367e12  # what an H200 reaches in this step: `make bench ONLY=text_step` there
+TOKENS = 14.4  # of a caption on average: packed, no padding is computed
 CAPTIONS_EACH, CAPTIONS_IN_ALL = 512, 4096
 
 
@@ -33,7 +33,7 @@ def rows() -> list[dict[str, float]]:
     student = clips.student_of(clip, frozenset({Tower.TEXT}), config, temperature=False)
     sizes, work = Sizes.of(student, clip), Flops.of(student).text
     assert work
-    length = np.array([float(TOKENS)])
+    length = np.array([TOKENS])
     flops = work.of(length, is_trained=True) + work.of(length, is_trained=False)  # a caption
     found = []
     for gpus in GPUS:
