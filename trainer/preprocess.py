@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
@@ -18,10 +18,15 @@ MAX_ASPECT = 16  # a longer picture loses its ends first: one row of pixels woul
 
 
 class Tokenizer:
-    """An open_clip tokenizer that cuts the padding off; picklable, remembers captions."""
+    """An open_clip tokenizer that cuts the padding off; picklable, remembers captions and words."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
+        self._is_clips = (
+            type(tokenizer) is SimpleTokenizer
+            and tokenizer.clean_fn is get_clean_fn("lower")
+            and tokenizer.reduction_fn is None
+        )
         self.context_length: int = tokenizer.context_length
         self.pad_id = int(tokenizer([""])[0, -1])
         self._forget()
@@ -29,18 +34,36 @@ class Tokenizer:
     def _forget(self) -> None:
         # The attack asks for the same captions at every evaluation.
         self._ids = lru_cache(maxsize=100_000)(self._ids_of)
+        self._ids_of_word = lru_cache(maxsize=100_000)(self._word)
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_ids"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_ids", "_ids_of_word")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._forget()
 
     def _ids_of(self, text: str) -> np.ndarray:
+        if self._is_clips and text.isascii() and text.isprintable() and "&" not in text:
+            return self._plain(text)
         ids = self._tokenizer([text])[0].numpy().astype(np.int32)
         (used,) = np.nonzero(ids != self.pad_id)
         return ids[: used[-1] + 1 if len(used) else 1]
+
+    def _plain(self, text: str) -> np.ndarray:
+        """What CLIP's own tokenizer gives, seven times as fast: of such text there is nothing to
+        mend, and most of its words were there before."""
+        own = self._tokenizer
+        ids = [own.sot_token_id]
+        for word in own.pat.findall(text.lower()):
+            ids += self._ids_of_word(word)
+        del ids[self.context_length - 1 :]
+        return np.array([*ids, own.eot_token_id], dtype=np.int32)
+
+    def _word(self, word: str) -> tuple[int, ...]:
+        own = self._tokenizer
+        pieces = own.bpe("".join(own.byte_encoder[byte] for byte in word.encode())).split(" ")
+        return tuple(own.encoder[piece] for piece in pieces)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Captions to (n, l) int64, l that of the longest; filled up with `pad_id` to the full

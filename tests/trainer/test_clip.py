@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+import string
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +14,9 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
@@ -223,6 +227,36 @@ def test_tokens_filled_up_are_open_clips_own(originals, kind):
     full = open_clip_tokens(clip)
     assert torch.equal(full[:, : tokens.shape[1]], tokens)
     assert (full[:, tokens.shape[1] :] == clip.tokenize.pad_id).all()
+
+
+CLIPS = SimpleTokenizer(context_length=24)
+OURS = Tokenizer(CLIPS)
+PLAIN = st.text(string.ascii_letters + string.digits + string.punctuation + " ", max_size=200)
+PIECES = st.sampled_from(
+    [
+        "it's",
+        "Don'T",
+        "<end_of_text>",
+        "<START_OF_TEXT>",
+        "&amp;",
+        "! !",
+        "  ",
+        "\t",
+        "\n",
+        "ﬁ",
+        "é",
+        "İ",
+    ]
+)
+
+
+@given(st.one_of(PLAIN, st.text(), st.lists(st.one_of(PIECES, PLAIN)).map("".join)))
+@example("hat " * 100)
+@example("")
+def test_any_caption_gets_the_tokens_that_open_clip_gives_it(text):
+    full, tokens = CLIPS([text]), OURS([text])
+    assert torch.equal(full[:, : tokens.shape[1]], tokens)
+    assert not full[:, tokens.shape[1] :].any()
 
 
 @pytest.mark.parametrize("kind", ["plain", "bert"])
