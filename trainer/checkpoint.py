@@ -100,6 +100,7 @@ class Checkpoints:
                 "reasons": everywhere.reasons,
                 "bad": [[*place, count] for place, count in everywhere.bad.items()],
                 "windows": [own for _, _, own, _ in shares],
+                "scale": self._spread.scale(),
             }
             random = [own for *_, own in shares]
             self._writing = self._writer.submit(self._write, step, weights, moments, random, state)

@@ -35,6 +35,7 @@ class Saved:
     before: Measures  # measured at the start of the run
     skips: Skips  # of all processes, up to there
     windows: list[list[dict[str, float]]]  # of each process: losses that are not logged yet
+    scale: dict[str, float]  # of fp16's losses
 
     def window(self, rank: int, device: torch.device) -> list[dict[str, Tensor]]:
         own = self.windows[rank] if rank < len(self.windows) else []
@@ -57,8 +58,9 @@ class Saved:
                 parameter.copy_(weights[name])
 
     def load_moments(self, spread: Spread, rank: int) -> None:
-        """The optimizer's, once it is prepared, and where the random numbers stand."""
+        """The optimizer's, once it is prepared; fp16's scale; where the random numbers stand."""
         spread.load(Tensors(self.folder / MODEL), Tensors(self.folder / OPTIMIZER))
+        spread.load_scale(self.scale)
         states = torch.load(self.folder / RANDOM, weights_only=True)
         if rank < len(states):
             torch.set_rng_state(states[rank])
@@ -97,7 +99,8 @@ def find(folder: Path) -> Saved | None:
         skips.reasons.update(state["reasons"])
         skips.bad.update({(shard, reason): count for shard, reason, count in state["bad"]})
         stream = StreamState(**state["stream"])
-        return Saved(found, stream.step, stream, unpacked(state["before"]), skips, state["windows"])
+        before, scale = unpacked(state["before"]), state.get("scale", {})
+        return Saved(found, stream.step, stream, before, skips, state["windows"], scale)
     return None
 
 

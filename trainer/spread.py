@@ -24,6 +24,7 @@ class Spread:
     def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
         self.trained = trained
         self._optimizer = optimizer.optimizer  # accelerate's wrapper around it
+        self._scaler = getattr(optimizer, "scaler", None)  # torch's, under fp16
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Each trained parameter, on the device; float32 where training is."""
@@ -47,6 +48,21 @@ class Spread:
             state = {key: _placed_like(parameter, moments[f"{key}/{name}"]) for key in MOMENTS}
             step = moments[f"{STEP}/{name}"].float().to(parameter.device)
             self._optimizer.state[parameter] = {STEP: step} | state
+
+    def scale(self) -> dict[str, float]:
+        """By what fp16 multiplies losses, and the steps since; empty in other precisions."""
+        if self._scaler is None:
+            return {}
+        state = self._scaler.state_dict()
+        return {"scale": state["scale"], "steps": state["_growth_tracker"]}
+
+    def load_scale(self, found: Mapping[str, float]) -> None:
+        """As it was given, under whatever strategy."""
+        if self._scaler is not None and found:
+            # It grows in the very step that completes its count: one beyond would wait for ever.
+            steps = min(int(found["steps"]), self._scaler.get_growth_interval() - 1)
+            state = {"scale": found["scale"], "_growth_tracker": steps}
+            self._scaler.load_state_dict(self._scaler.state_dict() | state)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -102,6 +118,20 @@ class ZeroSpread(Spread):
             for key in MOMENTS:
                 if (moment := moments.get(f"{key}/{name}")) is not None:
                     self._set(parameter, moment, key)
+
+    def scale(self) -> dict[str, float]:
+        scaler = self._zero.loss_scaler
+        if not scaler.dynamic:
+            return {}
+        steps = scaler.cur_iter - scaler.last_overflow_iter - 1
+        since = (steps - 1) % scaler.scale_window + 1 if steps else 0
+        return {"scale": scaler.cur_scale, "steps": since}
+
+    def load_scale(self, found: Mapping[str, float]) -> None:
+        scaler = self._zero.loss_scaler
+        if scaler.dynamic and found:
+            scaler.cur_scale = found["scale"]
+            scaler.last_overflow_iter = scaler.cur_iter - int(found["steps"]) - 1
 
     @property
     def _is_stage_3(self) -> bool:
