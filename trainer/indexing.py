@@ -13,9 +13,19 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from trainer.captions import LINES, PARQUET
-from trainer.index import index_path, is_of, load_index, make_index, make_remote_index, save_index
-from trainer.remote import Patience, is_remote, shown
+from trainer.index import (
+    Index,
+    index_path,
+    is_of,
+    load_index,
+    make_index,
+    make_remote_index,
+    save_index,
+)
+from trainer.remote import Patience, RemoteFile, is_remote, shown
 from trainer.streams import expand
+
+BLOCK = 512  # bytes of a remote shard that are fetched to learn its size
 
 
 class Indexed(NamedTuple):
@@ -65,10 +75,19 @@ def index_shard(url: str, folder: str | None) -> Indexed:
         except ValueError:
             pass  # damaged, or of an earlier version
         else:
-            if not is_remote(url) and not is_of(index, url):
+            if not _is_still(index, url):
                 index = None
     is_new = index is None
     if index is None:
         index = make_remote_index(url, Patience()) if is_remote(url) else make_index(url)
         save_index(index, path)
     return Indexed(len(index.shard), Counter(index.shard.wrong.values()), is_new)
+
+
+def _is_still(index: Index, url: str) -> bool:
+    """Is the shard what it was? Of a remote one its size is asked for, of a command's output nobody
+    knows it."""
+    if not is_remote(url):
+        return is_of(index, url)
+    with RemoteFile(url, 0, Patience(), chunk_bytes=BLOCK) as file:
+        return file.size in (None, index.size)

@@ -90,6 +90,18 @@ def test_from_a_web_server(address, from_disk, tmp_path, monkeypatch, how, resum
     assert order(address, reading, resume_at) == from_disk
 
 
+def test_a_remote_shard_of_another_size_is_indexed_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    first, second = ((folder / f"{number}.tar").read_bytes() for number in (0, 1))
+    assert len(first) != len(second)
+    with serving({"/0.tar": first}) as server:
+        told = [index_shards([server.url("/0.tar")], str(tmp_path), 1) for _ in range(2)]
+        server.files["/0.tar"] = second
+        told += [index_shards([server.url("/0.tar")], str(tmp_path), 1) for _ in range(2)]
+    new = [one.splitlines()[0].rpartition("; ")[2] for one in told]
+    assert new == [f"{count} indexes are new" for count in (1, 0, 1, 0)]
+
+
 def test_captions_alone_are_the_same_from_a_web_server(address, folder, monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     local = order(f"{folder}/{{0..3}}.tar", Reading(with_pictures=False))
