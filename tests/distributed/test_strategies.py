@@ -273,6 +273,19 @@ def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [("2", "1"), ("1", "2")])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_a_run_goes_on_under_its_strategy_on_another_number_of_processes(world, name, ranks):
+    run, file = f"{name}-{'-then-'.join(ranks)}", f"{name}.yaml"
+    first, then = (["--num_processes", count, "--mixed_precision", "no"] for count in ranks)
+    trained(world, run, file, first, "checkpoint.stop_after_minutes=0.01", ends_as=EXIT_CODE)
+    step = int((world / "runs" / run / MARKER).read_text())
+    assert 0 < step < STEPS
+    assert f"goes on after step {step}" in trained(world, run, file, then)
+    assert_same(world, run)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_in_bf16_losses_and_weights_are_near(world, name):
     """To within 1e-2, absolute."""
