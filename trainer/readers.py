@@ -24,6 +24,7 @@ from trainer.shards import (
     walk_headers,
 )
 
+EMPTY = "shard without samples"
 ROWS_AT_ONCE = 64  # of a share: their captions are read together
 
 
@@ -67,13 +68,26 @@ def read_share(share: Share, start: int, reading: Reading) -> Iterator[Sample | 
         return read_parquet(path, shown(url), part, parts, start, reading.caption_column)
     if path is not None:
         shard = open_shard(path, url, reading.index)
+        if start == 0 and (reason := _why_none(shard, part)):
+            return iter([BadSample(reason, shown(url))])
         rows = range(part + start * parts, len(shard), parts)
         return _read_rows(shard, rows, path, shown(url), reading)
     index = find_index(url, reading.index)
     if index is None:
         return _read_stream(url, part + start * parts, parts, reading)
+    if start == 0 and (reason := _why_none(index.shard, part)):
+        return iter([BadSample(reason, shown(url))])
     rows = range(part + start * parts, len(index.shard), parts)
     return _read_rows_remote(index.shard, rows, url, index.size, reading)
+
+
+def _why_none(shard: Shard, part: int) -> str | None:
+    """Of a part for which an empty or damaged shard has no sample: one bad one in their place, or
+    its lane had nothing to count. None where the shard has enough, or is whole and small.
+    """
+    if part < len(shard):
+        return None
+    return next(iter(shard.wrong.values()), None if len(shard) else EMPTY)
 
 
 def read_shard(path: str) -> Iterator[Sample | BadSample]:
@@ -137,13 +151,17 @@ def _read_stream(
     with RemoteFile(url, 0, reading.patience) as file:
         forward = Forward(file)
         files = _contents(walk_headers(forward, file.size), forward, reading.with_pictures)
+        row, reason = -1, EMPTY
         for row, found in enumerate(grouped(files)):
+            reason = found.reason if isinstance(found, BadSample) else reason
             if row < first or (row - first) % stride:
                 continue
             if isinstance(found, BadSample):
                 yield BadSample(found.reason, shown(url))
             else:
                 yield ReadSample(found[0], shown(url), reading.min_side, found[1])
+        if row < first < stride and (row < 0 or reason != EMPTY):  # as `_why_none`
+            yield BadSample(reason, shown(url))
 
 
 def _contents(

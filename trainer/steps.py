@@ -110,29 +110,43 @@ class Rows:
         """
         lane = self._lanes[turn % num_lanes]
         self._rng.begin(f"{self._seed} {self._name} {turn}")
-        passed = self._passed
+        passed, laps = self._passed, lane.laps
         for sample in islice(lane, MAX_UNUSABLE):
-            try:
-                if isinstance(sample, BadSample):
-                    raise sample
-                veto = self._veto(sample)
-                pair = None if veto else self._objective.pair(sample, turn, self._rng)
-            except BadSample as bad:
-                passed.reasons[bad.reason] += 1
-                passed.bad[bad.shard or sample.shard, bad.reason] += 1
-                continue
-            if pair is not None:
+            found = self._found(sample, turn, passed)
+            if found is not None:
                 skips.used += 1
                 if passed.reasons:
                     skips += passed
                     self._passed = Skips()
-                return sample, pair
-            passed.reasons[veto or f"of no use to {self._name}"] += 1
+                return found
+            if lane.laps > laps + 1:  # a whole one lies between
+                if not lane.stand_in():
+                    break
+                laps = lane.laps
         counts = ", ".join(f"{reason} {count}" for reason, count in passed.reasons.most_common())
+        where = "".join(f", at {shard} first" for (shard, _), _ in passed.bad.most_common(1))
         raise ValueError(
-            f"objectives.{self._name}: none of {MAX_UNUSABLE} samples in a row was of use "
-            f"({counts}); look at its shards"
+            f"objectives.{self._name}: none of {passed.reasons.total():,} samples in a row was of "
+            f"use ({counts}); look at its shards{where}"
         )
+
+    def _found(
+        self, sample: Sample | BadSample, turn: int, passed: Skips
+    ) -> tuple[Sample, Pair] | None:
+        """None where it is of no use; why is counted."""
+        try:
+            if isinstance(sample, BadSample):
+                raise sample
+            veto = self._veto(sample)
+            pair = None if veto else self._objective.pair(sample, turn, self._rng)
+        except BadSample as bad:
+            passed.reasons[bad.reason] += 1
+            passed.bad[bad.shard or sample.shard, bad.reason] += 1
+            return None
+        if pair is None:
+            passed.reasons[veto or f"of no use to {self._name}"] += 1
+            return None
+        return sample, pair
 
     def _veto(self, sample: Sample) -> str | None:
         for name, other in self._objectives.items():

@@ -122,18 +122,46 @@ class Lane:
         reading: Reading,
         state: Sequence[int] = (),
     ):
+        self._dealt, self._lane, self._seed = dealt, lane, seed
+        self._shuffle, self._reading = shuffle, reading
+        count = 3 * len(dealt.shares)
         self._drawn, *rest = state or (0,)
-        starts = [rest[i : i + 3] for i in range(0, len(rest), 3)] or [[]] * len(dealt.shares)
-        self.positions = [Position(*start) for start in starts]
-        self._readers = [
-            read_lane(shares[lane], lane, [seed, source], shuffle, reading, position)
-            for source, (shares, position) in enumerate(
-                zip(dealt.shares, self.positions, strict=True)
-            )
-        ]
+        self._begin([Position(*rest[i : i + 3]) for i in range(0, count, 3)], sum(rest[count:]))
         total = sum(dealt.weights)
         self._bounds = [bound / total for bound in accumulate(dealt.weights)][:-1]
         self._phase = np.random.default_rng([seed, lane, 0x9A5E]).random() if self._bounds else 0.0
+
+    def _begin(self, positions: list[Position], further: int) -> None:
+        """further: whose shares it reads, so many lanes after itself; ordinarily its own."""
+        self._further, self.positions = further, positions
+        self._readers = [
+            read_lane(
+                shares[(self._lane + further) % len(shares)],
+                self._lane,
+                [self._seed, source],
+                self._shuffle,
+                self._reading,
+                position,
+            )
+            for source, (shares, position) in enumerate(
+                zip(self._dealt.shares, positions, strict=True)
+            )
+        ]
+
+    @property
+    def laps(self) -> int:
+        """That all its sources have behind them."""
+        return min(one.lap for one in self.positions)
+
+    def stand_in(self) -> bool:
+        """From here on the next lane's shares, for nothing of its own was of use in a whole lap:
+        damaged shards must not end a run of which they are a small part. False after the last.
+        """
+        num_lanes = len(self._dealt.shares[0])
+        if self._further + 1 >= num_lanes:
+            return False
+        self._begin([Position() for _ in self._dealt.shares], self._further + 1)
+        return True
 
     def __iter__(self) -> Iterator[Sample | BadSample]:
         return self
@@ -149,11 +177,12 @@ class Lane:
 
     @property
     def state(self) -> list[int]:
-        """Draws from several sources, then of each the position of its next sample."""
+        """Draws from several sources, then of each the position of its next sample; and, where it
+        stands in for itself no more, whose shares they are."""
         state = [self._drawn]
         for one in self.positions:
             state += (one.lap, one.place, one.taken)
-        return state
+        return [*state, self._further] if self._further else state
 
 
 def read_lane(

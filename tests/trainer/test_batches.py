@@ -196,7 +196,8 @@ def test_a_lane_without_a_sample_stops_the_run_in_one_line(tiny_clip, tmp_path, 
     write_shard(tmp_path / "0.tar", {})
     error = stopped(tiny_clip, str(tmp_path / "0.tar"), workers)
     assert type(error) is ValueError
-    assert f"shard {tmp_path}/0.tar has none" in str(error) and "\n" not in str(error)
+    assert "shard without samples" in str(error) and "\n" not in str(error)
+    assert str(error).endswith(f"look at its shards, at {tmp_path}/0.tar first")
 
 
 def test_an_error_in_a_worker_keeps_its_traceback_for_who_looks_for_it(tiny_clip, clean_shards):
