@@ -27,11 +27,12 @@ from trainer.diagnosis import (
     warn,
 )
 from trainer.installation import installation, versions
+from trainer.launching import Launch
 from trainer.lock import beside, hold
 from trainer.machine import gpus, open_files, room, shared_memory
 from trainer.peers import Peers, Process
 from trainer.reachability import all_reduce, is_hung, shared_file, unanswered
-from trainer.readers import Reading, Share, read_share
+from trainer.readers import EMPTY, Reading, Share, read_share
 from trainer.remote import Patience, shown
 from trainer.steps import check_sizes
 from trainer.streams import expand
@@ -145,7 +146,8 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
         return
     yield ok(f"the configuration is valid; output goes to {config.output}")
     try:
-        check_sizes(config.objectives, config.data.lanes, process.ranks)
+        parts = Launch.of_environment().parts
+        check_sizes(config.objectives, config.data.lanes, process.ranks, parts)
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
     if parse_model_name(config.model.name)[0] != "hf-hub":
@@ -202,7 +204,7 @@ def _wrong(url: str, config: Config) -> Iterator[Finding]:
         patience=SHARD_PATIENCE,
     )
     first = next(iter(read_share(Share(url), 0, reading)), None)
-    if first is None:
+    if first is None or (isinstance(first, BadSample) and first.reason == EMPTY):
         yield warn(f"{shown(url)} holds no sample", "leave it out, or write it again")
     elif isinstance(first, BadSample):
         yield warn(

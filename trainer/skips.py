@@ -34,6 +34,13 @@ class Skips:
             f"({worst}); mend the shards, leave them out, or raise data.max_bad_share"
         )
 
+    def by_reason(self) -> dict[str, int]:
+        """Of the bad ones how many, as metrics."""
+        found: Counter[str] = Counter()
+        for (_, reason), count in self.bad.items():
+            found[f"bad_samples/{reason}"] += count
+        return dict(found)
+
     def worst_shards(self, count: int = 100) -> dict[str, dict[str, int]]:
         """Of the shards with most bad samples, how many by reason."""
         by_shard: dict[str, Counter[str]] = {}

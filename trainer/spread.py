@@ -95,6 +95,8 @@ class ZeroSpread(Spread):
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if not any(self._adamw.state.values()):  # no step yet: fp16 passes over the first few
+            return
         self._link_states()
         step = next(iter(self._adamw.state.values()))[STEP]
         for name, parameter in self.trained.items():
@@ -125,13 +127,15 @@ class ZeroSpread(Spread):
             return {}
         steps = scaler.cur_iter - scaler.last_overflow_iter - 1
         since = (steps - 1) % scaler.scale_window + 1 if steps else 0
-        return {"scale": scaler.cur_scale, "steps": since}
+        return {"scale": scaler.cur_scale, "steps": since, "patience": scaler.cur_hysteresis}
 
     def load_scale(self, found: Mapping[str, float]) -> None:
         scaler = self._zero.loss_scaler
         if scaler.dynamic and found:
             scaler.cur_scale = found["scale"]
             scaler.last_overflow_iter = scaler.cur_iter - int(found["steps"]) - 1
+            # How many overflows more it takes until it scales by less: DeepSpeed's alone.
+            scaler.cur_hysteresis = int(found.get("patience", scaler.cur_hysteresis))
 
     @property
     def _is_stage_3(self) -> bool:

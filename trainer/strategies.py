@@ -120,6 +120,8 @@ def prepare(
         config["gradient_clipping"] = clip or 0.0
         config["train_micro_batch_size_per_gpu"] = 1  # the batches are ours; it asks for a number
         config["zero_force_ds_cpu_optimizer"] = False  # torch's own AdamW is fused on CPUs too
+        if "fp16" in config:
+            config["fp16"]["auto_cast"] = False  # it rebuilds what it is given, which are integers
         zero = config["zero_optimization"]
         for name, size in BUCKETS.items():
             if zero.get(name, "auto") == "auto":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from contextlib import closing
 from itertools import islice
 
@@ -149,13 +148,12 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
 
             window.append(losses)
             skips += batch.skips
-            skips.judge(config.data.max_bad_share)
             if step % config.log_every == 0 or step == config.steps:
                 told = mean_of(window, accelerator)
-                told["bad_samples"] = total(skips.bad.total(), accelerator)
-                if told["bad_samples"]:
-                    told |= by_reason(skips)
-                run.log(step, told | watch.read(), show=told)
+                passed = of_all(skips)
+                told["bad_samples"] = passed.bad.total()
+                run.log(step, told | passed.by_reason() | watch.read(), show=told)
+                passed.judge(config.data.max_bad_share)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):
                 with watch.aside():
@@ -212,16 +210,9 @@ def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[s
     return dict(zip(names, means, strict=True))
 
 
-def by_reason(skips: Skips) -> dict[str, float]:
-    """Bad samples of all ranks, up to here; a collective."""
-    counts: Counter[str] = Counter()
-    for bad in gather_object([skips.bad]):
-        for (_, reason), count in bad.items():
-            counts[reason] += count
-    return {f"bad_samples/{reason}": count for reason, count in counts.items()}
-
-
-def total(count: int, accelerator: Accelerator) -> int:
-    """Over all ranks; a collective."""
-    counts = accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum")
-    return int(counts)
+def of_all(skips: Skips) -> Skips:
+    """What all ranks passed over, up to here, be it of one rank's shards alone; a collective."""
+    everywhere = Skips()
+    for own in gather_object([skips]):
+        everywhere += own
+    return everywhere

@@ -22,7 +22,8 @@ from trainer.loader import draw
 from trainer.skips import Skips
 from trainer.steps import Positions, Steps, StreamState
 
-SHARDS, SAMPLES = 32, 5_000
+# Of a lane two shards: after 100,000 steps it stands near the end of one.
+SHARDS, SAMPLES = 32, 3_850
 STEPS = (100, 100_000)
 ROUNDS = 7
 RUN = """

@@ -296,7 +296,6 @@ def test_in_bf16_losses_and_weights_are_near(world, name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its AdamW for CPUs")
 def test_offloaded_weights_and_moments_give_the_same(world):
     trained(world, "offloaded", "zero3_offload.yaml", TWO)
     assert_same(world, "offloaded")

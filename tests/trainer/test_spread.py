@@ -40,7 +40,7 @@ class OfDeepSpeed:
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
         self.scaler = DynamicLossScaler(
-            init_scale=1024.0, scale_window=GROWS_AFTER, min_scale=1, delayed_shift=1,
+            init_scale=1024.0, scale_window=GROWS_AFTER, min_scale=1, delayed_shift=2,
             consecutive_hysteresis=False,
         )  # fmt: skip
         zero = SimpleNamespace(loss_scaler=self.scaler, optimizer=None)
@@ -69,7 +69,16 @@ def test_another_strategy_takes_the_scale_over(earlier, later):
     for number in range(5):
         before.step(number)
     after.spread.load_scale(before.spread.scale())
-    assert after.spread.scale() == before.spread.scale()
+    for of in ("scale", "steps"):
+        assert after.spread.scale()[of] == before.spread.scale()[of]
+
+
+def test_deepspeeds_patience_with_overflows_goes_on():
+    before, after = OfDeepSpeed(), OfDeepSpeed()
+    assert before.scaler.cur_hysteresis == 2
+    before.scaler.cur_hysteresis = 1  # as after one
+    after.spread.load_scale(before.spread.scale())
+    assert after.scaler.cur_hysteresis == 1
 
 
 def test_other_precisions_have_none():
