@@ -16,6 +16,7 @@ from trainer.results import Measures
 NO_LINES = ("step", "seconds", "bad_samples")  # of a row of metrics: neither measures nor losses
 ON_THE_WAY = 3  # points of a measure that was taken between before and after
 MOST_LINES = 6  # of one picture
+WHOLES = ("neighbours", "others")  # groups: all who are near, all who are not
 
 
 class Curves(NamedTuple):
@@ -73,18 +74,23 @@ def found_charts(measured: Mapping[str, Points], groups: Sequence[Group]) -> lis
 
 
 def _other_charts(measured: Mapping[str, Points]) -> list[Figure]:
-    """Of each other attack the shares, its first six."""
-    lines: dict[str, dict[str, Points]] = defaultdict(dict)
+    """Of each other attack the shares, its six most general."""
+    found: dict[str, list[str]] = defaultdict(list)
     for name, points in measured.items():
-        kind, _, rest = name.partition("/")
-        if not is_other(name) or not is_share(name) or len(points) < ON_THE_WAY:
-            continue
-        if len(lines[kind]) < MOST_LINES:
-            lines[kind][spoken(rest)] = points
-    return [
-        chart(OTHERS.get(kind, spoken(kind)), some, percent, top=1.0)
-        for kind, some in lines.items()
-    ]
+        if is_other(name) and is_share(name) and len(points) >= ON_THE_WAY:
+            found[name.partition("/")[0]].append(name)
+    figures = []
+    for kind, names in found.items():
+        drawn = sorted(names, key=_specificity)[:MOST_LINES]
+        lines = {spoken(name.partition("/")[2]): measured[name] for name in drawn}
+        figures.append(chart(OTHERS.get(kind, spoken(kind)), lines, percent, top=1.0))
+    return figures
+
+
+def _specificity(measure: str) -> tuple[int, bool]:
+    """Least of what tells of most people: the fewest slashes, and a whole before its parts."""
+    *path, _ = measure.split("/")
+    return len(path), path[-1] not in WHOLES
 
 
 def loss_charts(losses: Mapping[str, Mapping[str, Points]]) -> list[Figure]:

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
-from trainer.statistics import rate
+from trainer.statistics import ROC_STEPS, rate
 
 PEOPLE = 64
 SECONDS = {"load": 1.5, "before": 20.0, "train": 98.0, "after": 20.0, "export": 0.2, "total": 143.2}
+
+NO_NAMES = "FileNotFoundError: /data/names.txt is not there"
 
 
 def group(name: str, found: int, by_most: int) -> dict:
@@ -41,14 +43,21 @@ def measures(forgotten: int, accuracy: float) -> dict:
     )
 
 
+def roc_of(area: float) -> list[float]:
+    """A curve with that area under it."""
+    return [(step / ROC_STEPS) ** (1 / area - 1) for step in range(ROC_STEPS + 1)]
+
+
 def other_measures(auc: float, drift: float) -> dict:
     """Of the evaluations beside the attack and the tasks."""
-    return {
+    areas = {"text/closeness": auc - 0.03, "text/norm": 0.5}
+    areas |= {"image/closeness": auc, "image/norm": 0.48}
+    scores = {f"leakage/{score}_auc": area for score, area in areas.items()}
+    scores |= {f"leakage/{score}_roc": roc_of(area) for score, area in areas.items()}
+    return scores | {
         "retrieval/captions/text_to_image/recall_1": 0.41,
         "retrieval/captions/text_to_image/recall_5": 0.72,
         "leakage/auc": auc,
-        "leakage/text/closeness_auc": auc - 0.03,
-        "leakage/text/norm_auc": 0.5,
         "text_inference/forget/flagged": 0.2,
         "identity_inference/forget/found_by/initials": 0.05,
         "face_probe/student/forget/accuracy_5": 0.4,
@@ -115,12 +124,17 @@ def full_run(parent: Path, name="demo", **changes) -> Path:
     after = measures(63, 0.966) | other_measures(0.54, 0.021)
     between = [(s, measures(s // 10, 0.96) | other_measures(0.52, 0.01)) for s in (200, 400)]
     between += [(s, {"samples_per_second": 900.0 + s, "peak_memory": 2.5e9}) for s in (100, 300)]
+    between += [(step, {"failed": {"neighbours/strict": NO_NAMES}}) for step in (200, 400)]
     people = [person(f"{i:016x}", "unseen", 21, 21 - i % 5) for i in range(30)]
     people += [person("f" * 16, "forget", 21, 0), person("e" * 16, "unknown", 1, 0)]
     given = {
         "intervals": {"before": intervals_of(before, 4000), "after": intervals_of(after, 4000)},
         "margin": 0.01,
         "code": {"version": "0.1.0", "commit": "0123abc"},
+        "failed": [
+            {"evaluation": "neighbours/strict", "step": step, "cause": NO_NAMES}
+            for step in (200, 400)
+        ],
     }
     return run_folder(parent, before, after, between, name=name, people=people, **given | changes)[
         0

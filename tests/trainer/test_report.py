@@ -1,10 +1,12 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 
 from tests.trainer.run_folders import full_run, measures, run_folder
+from trainer.curves import found_charts
 from trainer.report import summary, write_report
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -80,6 +82,22 @@ def test_histograms_draw_a_bar_for_each_number_of_prompts_that_occurs(usual):
     # forget: all at 21; replayed: 5, 21; unseen: 0, 5, 21; unknown: 0, 5
     assert moments.count("before") == 1 + 2 + 3 + 2
     assert moments.count("after") == 2 + 2 + 3 + 2
+
+
+def test_of_many_shares_on_the_way_the_most_general_are_drawn():
+    parts = ("shares_first", "shares_last", "nearest")
+    names = [
+        f"neighbours/{group}/{share}"
+        for group in (*parts, "neighbours", "others")
+        for share in ("tpr", "tpr_11")
+    ]
+    names += ["my_own/a/b/flagged", *(f"my_own/{i}/flagged" for i in range(6)), "my_own/flagged"]
+    neighbours, own = found_charts({name: [(0, 0.5), (1, 0.4), (2, 0.3)] for name in names}, [])
+    assert neighbours.legend == [
+        "neighbours · tpr", "neighbours · tpr 11", "others · tpr", "others · tpr 11",
+        "shares first · tpr", "shares first · tpr 11",
+    ]  # fmt: skip
+    assert own.legend == ["flagged", *(f"{i} · flagged" for i in range(5))]
 
 
 def test_nothing_measured_on_the_way_gives_no_picture_over_steps(tmp_path):
@@ -188,6 +206,15 @@ def test_intervals_stand_below_their_figures(tmp_path):
     page = Page(write_report(full_run(tmp_path)).read_text())
     assert "1.6 %1.2 – 2.0" in page.words  # 63 of 4,000 in 64ths, by Wilson's score
     assert "−0.4−1.2 to +0.4" in page.words
+
+
+def test_a_full_run_shows_each_section_that_there_is(tmp_path):
+    page = Page(write_report(full_run(tmp_path)).read_text())
+    template = files("trainer").joinpath("report.html.jinja").read_text()
+    shown = [attributes.get("id") for tag, attributes in page.elements if tag == "h2"]
+    assert shown == re.findall(r'<h2 id="(\w+)"', template)
+    assert {"leakage", "failed"} <= set(shown)
+    assert "Forgotten told by their names" in page.words
 
 
 def test_measures_of_unknown_evaluations_are_shown_as_they_are(tmp_path):
