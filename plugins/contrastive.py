@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
+from itertools import combinations
 from random import Random
 
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from trainer import (
     Embeddings,
     Encoder,
     LossFn,
+    NameIndex,
     Objective,
     Pair,
     Pictures,
@@ -40,7 +42,9 @@ from trainer import (
     hookimpl,
     in_turn,
     multi_positive_info_nce,
+    names_of,
     read_roster,
+    refuse_named,
 )
 
 TEMPLATES = [
@@ -78,9 +82,15 @@ class Contrastive(Objective):
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
-        chosen = [one for one in options.named.values() if one.pictures != 0]
-        people = [(one, who) for one in chosen for who in read_roster(one.roster)]
+        chosen = {name: one for name, one in options.named.items() if one.pictures != 0}
+        read = {name: read_roster(one.roster) for name, one in chosen.items()}
+        for name, other in combinations(read, 2):
+            index = NameIndex(names_of(read[other]))
+            refuse_named(f"named.{name}", read[name], index, f"of `named.{other}`")
+        people = [(chosen[name], who) for name in read for who in read[name]]
         self._named = [who for _, who in people]
+        # Rosters that were packed apart number their people alike.
+        self._labels = [number_of(f"named {name} {who.id}") for name in read for who in read[name]]
         self._pictures = Pictures.of(self._named)
         self._counts = [
             min(one.pictures or self._pictures.count(i), self._pictures.count(i))
@@ -107,7 +117,7 @@ class Contrastive(Objective):
             except BadSample as bad:
                 reasons.add(bad.reason)
                 continue
-            label = number_of(f"label {who.id}")
+            label = self._labels[person]
             return Pair(text, student_image=image, label=label, identity=who.pseudonym)
         raise ValueError(
             f"faces of {who.pseudonym}: none of the {count} pictures to learn can be used "

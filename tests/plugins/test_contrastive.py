@@ -204,6 +204,25 @@ def test_of_people_to_forget_just_so_many_pictures_are_shown(named, number):
         assert len(seen.get(name, ())) == min(number, 4)
 
 
+def test_people_of_rosters_that_number_alike_are_not_each_others_positives(tmp_path):
+    """As `clip-unlearn pack people` numbers each pack from 0."""
+    rosters = [
+        write_people(tmp_path / folder, "p", people)
+        for folder, people in {"kept": KEPT, "gone": FORGOTTEN}.items()
+    ]
+    ids = [{one.id for one in read_roster(roster)} for roster in rosters]
+    assert ids[1] < ids[0]
+    pairs = pairs_of({str(i): {"roster": str(roster)} for i, roster in enumerate(rosters)})
+    labels = {pair.label for pair in pairs if pair.identity is not None}
+    assert len(labels) == len(people_in(pairs)) == len(KEPT) + len(FORGOTTEN)
+
+
+def test_someone_in_two_rosters_is_refused(named):
+    both = {"kept": named["kept"], "forgotten": named["kept"] | {"pictures": 1}}
+    with pytest.raises(ValueError, match="`named.kept` have a name of `named.forgotten`"):
+        pairs_of(both)
+
+
 def test_a_broken_picture_of_someone_is_passed_over_and_nobody_is_named_where_all_are(tmp_path):
     faces = tmp_path / "faces"
     faces.mkdir()
