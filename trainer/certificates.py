@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from trainer.findings import LIMITS
-from trainer.fingerprints import AFTER, BEFORE, fingerprints, requested, weights_before, written
+from trainer.fingerprints import (
+    AFTER,
+    BEFORE,
+    fingerprints,
+    requested,
+    to_forget,
+    weights_before,
+    written,
+)
+from trainer.names import fold
 from trainer.results import read_results
+from trainer.roster import KEY_FILE, read_roster
 from trainer.sections import ModelConfig
 from trainer.versions import code_version
 from trainer.worst_off import read_people
@@ -64,6 +75,7 @@ def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in read_people(run):
         rows.setdefault(row.pop("identity"), []).append(row)
+    _refuse_other_pseudonyms(config, rows, [only] if only is not None else sorted(requests))
     shared = {
         "format": FORMAT,
         "issued_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,6 +91,47 @@ def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
         certificate = shared | {"identity": person, "found": rows.get(person, NOT_ATTACKED)}
         _write_sealed(into / f"{person}.json", canonical(certificate), signer)
     return len(people)
+
+
+def _refuse_other_pseudonyms(
+    config: Mapping[str, Any],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    people: Sequence[str],
+) -> None:
+    """Raises ValueError where someone may pass for not attacked who was, by another pseudonym.
+
+    rows: by pseudonym, what the run measured; people: whom certificates are to be issued for.
+    """
+    missed = set(people) - rows.keys()
+    asked = to_forget(config)
+    own: dict[str, set[str]] = {}
+    for one in asked:
+        own.setdefault(fold(one.name), set()).add(one.pseudonym)
+    kinds = {row["measure"].split("/")[0] for ones in rows.values() for row in ones}
+    for group, roster in _groups(config, kinds) if missed else ():
+        is_there = Path(roster).is_file()
+        if not is_there and group != "forget":
+            continue
+        # Where it is gone: it had people who were to be forgotten, by its name.
+        attacked = read_roster(roster) if is_there else asked
+        has_other = any(
+            missed & (own.get(fold(one.name), set()) - {one.pseudonym}) for one in attacked
+        )
+        measured = {who for who, ones in rows.items() if any(r.get("group") == group for r in ones)}
+        had_other = measured and measured.isdisjoint(one.pseudonym for one in attacked)
+        if has_other or had_other:
+            raise ValueError(
+                f"group {group} ({roster}) and the requests have other pseudonyms, or had when it "
+                "ran, so that who was attacked cannot be told; put both rosters into one folder, "
+                f"or copy the {KEY_FILE} of one beside the other, and run again"
+            )
+
+
+def _groups(config: Mapping[str, Any], kinds: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Whom evaluations of these kinds measure: a group's name, and its roster."""
+    for options in config.get("evaluations", {}).values():
+        if options["kind"] in kinds:
+            yield from (options.get("groups") or {}).items()
 
 
 def verify(path: Path, public_key: Path) -> dict[str, Any]:

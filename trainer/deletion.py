@@ -49,13 +49,18 @@ def roster() -> None:
 
 @roster.command("forget-me")
 @click.argument("rosters", nargs=-1, required=True, type=click.Path(path_type=Path))
-def forget_me(rosters: tuple[Path, ...]) -> None:
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of indexes (`index --into`): theirs there go too.",
+)
+def forget_me(rosters: tuple[Path, ...], index: Path | None) -> None:
     """Take a person out of ROSTERS: rows, pictures, indexes. The name is asked for, or read from
     the standard input: arguments are seen by others and kept by shells."""
     from trainer.suppression import forget_me as forget
 
     name = click.prompt("Name", err=True)
-    found = [(path, removed) for path in rosters if (removed := forget(path, name))]
+    found = [(path, removed) for path in rosters if (removed := forget(path, name, index))]
     if not found:
         raise ValueError(
             "nobody has that name or alias there, accents, case and punctuation aside; "
@@ -66,14 +71,23 @@ def forget_me(rosters: tuple[Path, ...]) -> None:
             f"{removed.pseudonym} is out of {path}: {removed.pictures:,} pictures, "
             f"{removed.shards:,} shards without them, {removed.indexes:,} indexes"
         )
-    click.echo("Not touched: copies elsewhere, backups, and models that were trained before.")
+    click.echo(
+        "Not touched: copies and indexes elsewhere, backups, and models that were trained before."
+    )
 
 
 @roster.command()
 @click.argument("rosters", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="A run's folder: check its model.")
 @click.pass_context
-def check(context: click.Context, rosters: tuple[Path, ...]) -> None:
-    """Is anyone in ROSTERS who was taken out, or a picture of theirs? Ends with code 1 if so."""
+def check(context: click.Context, rosters: tuple[Path, ...], run: Path | None) -> None:
+    """Is anyone in ROSTERS who was taken out, or a picture of theirs? Ends with code 1 if so.
+
+    With --run: did that run forget all who were taken out of ROSTERS, and teach none of them?
+    """
+    if run is not None:
+        _check_run(context, rosters, run)
+        return
     from trainer.suppression import suppressed_in
 
     found = [(path, one) for path in rosters for one in suppressed_in(path)]
@@ -84,3 +98,17 @@ def check(context: click.Context, rosters: tuple[Path, ...]) -> None:
     if found:
         context.exit(1)
     click.echo("nobody who was taken out")
+
+
+def _check_run(context: click.Context, rosters: tuple[Path, ...], run: Path) -> None:
+    from trainer.suppression import standings
+
+    found = [(path, one) for path in rosters for one in standings(path, run)]
+    for path, one in found:
+        told = "forgotten" if one.is_forgotten else "not forgotten"
+        told += ", but taught or kept by name" if one.is_taught else ""
+        click.echo(f"{one.pseudonym}, once in {path}: {told} by {run}")
+    if not found:
+        click.echo("nobody was taken out")
+    if any(one.is_taught or not one.is_forgotten for _, one in found):
+        context.exit(1)

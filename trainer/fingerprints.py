@@ -6,7 +6,7 @@ The run keeps them in its results; who certifies it later sees by them that thes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained
 
 from trainer.files import sha256_of
-from trainer.roster import read_roster
+from trainer.roster import Identity, read_roster
 from trainer.sections import ModelConfig
 from trainer.weights import first_line
 from trainer.zoo import weights_of
@@ -28,7 +28,7 @@ def fingerprints(config: Mapping[str, Any], run: Path) -> dict[str, str]:
     found = {}
     with suppress(ValueError, OSError):
         if people := requested(config):
-            found[REQUESTS] = hashlib.sha256("\n".join(sorted(people)).encode()).hexdigest()
+            found[REQUESTS] = digest_of(people)
     with suppress(ValueError, OSError):
         if before := weights_before(ModelConfig(**config["model"])):
             found[BEFORE] = sha256_of(before)
@@ -37,10 +37,20 @@ def fingerprints(config: Mapping[str, Any], run: Path) -> dict[str, str]:
     return found
 
 
+def digest_of(people: Iterable[str]) -> str:
+    """Of pseudonyms, in any order."""
+    return hashlib.sha256("\n".join(sorted(people)).encode()).hexdigest()
+
+
 def requested(config: Mapping[str, Any]) -> set[str]:
     """The pseudonyms of the people in the rosters of a run's objectives, as they are now."""
+    return {one.pseudonym for one in to_forget(config)}
+
+
+def to_forget(config: Mapping[str, Any]) -> list[Identity]:
+    """Someone of several rosters as often; where these have other keys, by other pseudonyms."""
     rosters = {one["roster"] for one in config["objectives"].values() if one.get("roster")}
-    return {one.pseudonym for roster in rosters for one in read_roster(roster)}
+    return [one for roster in sorted(rosters) for one in read_roster(roster)]
 
 
 def weights_before(model: ModelConfig) -> Path | None:

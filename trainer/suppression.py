@@ -15,17 +15,20 @@ import hmac
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
 
 from trainer.api import BadSample
 from trainer.index import index_path
 from trainer.names import fold
 from trainer.pictures import Pictures
 from trainer.removal import Part, parts_of, replace_whole
+from trainer.results import read_results
 from trainer.roster import KEY_FILE, Identity, names_of, read_roster
 
 RECORD = "suppressed.jsonl"
@@ -49,9 +52,18 @@ class Found(NamedTuple):
     pictures: int
 
 
-def forget_me(roster: Path, name: str) -> Removed | None:
+class Standing(NamedTuple):
+    """Someone who was taken out of a roster, and what a run did with their name or an alias."""
+
+    pseudonym: str
+    is_forgotten: bool
+    is_taught: bool
+
+
+def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | None:
     """Take the person of that name or alias out; None where there is nobody of it.
 
+    index: a folder of indexes (`index --into`), from which theirs go as well as from beside shards.
     Raises ValueError and FileNotFoundError before anything is changed; their messages name nobody.
     """
     with _locked(roster):
@@ -64,10 +76,9 @@ def forget_me(roster: Path, name: str) -> Removed | None:
         begun = any(row["pseudonym"] == person.pseudonym for row in _read_record(record))
         parts = parts_of(person, people, roster, begun)
         _record(person, parts, roster)
-        indexes = [Path(f"{index_path(str(part.path), None)}") for part in parts if part.is_shard]
-        indexes = [index for index in indexes if index.exists()]
-        for index in indexes:  # first: of a shard that was written anew it would be wrong
-            index.unlink()
+        indexes = _indexes_of([part.path for part in parts if part.is_shard], index)
+        for one in indexes:  # first: of a shard that was written anew it would be wrong
+            one.unlink()
         for part in parts:
             part.remove()
         if person.faces is not None:
@@ -77,6 +88,14 @@ def forget_me(roster: Path, name: str) -> Removed | None:
     shards = sum(part.is_shard for part in parts)
     pictures = sum(len(part.pictures) for part in parts)
     return Removed(person.pseudonym, pictures, shards, len(indexes))
+
+
+def _indexes_of(shards: Sequence[Path], folder: Path | None) -> list[Path]:
+    """Those that there are. A link to a shard may have been indexed, or what it leads to."""
+    addresses = dict.fromkeys(one for shard in shards for one in (shard, shard.resolve()))
+    places = [None] if folder is None else [None, str(folder)]
+    found = {f"{index_path(str(one), place)}" for one in addresses for place in places}
+    return [path for path in map(Path, sorted(found)) if path.exists()]
 
 
 def suppressed_in(roster: Path) -> list[Found]:
@@ -101,6 +120,76 @@ def suppressed_in(roster: Path) -> list[Found]:
         if has_name or again:
             found.append(Found(i, person.pseudonym, has_name, again))
     return found
+
+
+def standings(roster: Path, run: Path) -> list[Standing]:
+    """Of everyone in the record beside the roster, by the rosters that the run's objectives read.
+
+    Raises ValueError and FileNotFoundError where these do not tell.
+    """
+    rows = _read_record(roster.parent / RECORD)
+    if not rows:
+        return []
+    key = _key_there(roster)
+    digest = read_results(run).fingerprints.get("requests")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    forget, teach = _rosters_of(config["objectives"].values())
+    people = {path: _people_of(path, run) for path in sorted(forget | teach)}
+    forgotten, taught = (
+        {_hash(key, "name", fold(n).encode()) for path in paths for n in names_of(people[path])}
+        for paths in (forget, teach)
+    )
+    asked = {one.pseudonym for path in forget for one in people[path]}
+    since = _taken_out_since(rows, asked, digest, run)
+    return [
+        Standing(
+            row["pseudonym"],
+            row["pseudonym"] in since or not forgotten.isdisjoint(row["names"]),
+            not taught.isdisjoint(row["names"]),
+        )
+        for row in rows
+    ]
+
+
+def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:
+    """Of people to forget, and of people to keep or to teach by name."""
+    forget, teach = set(), set()
+    for options in objectives:
+        forget |= {options["roster"]} if options.get("roster") else set()
+        teach |= {options["replay"]} if options.get("replay") else set()
+        named = (options.get("named") or {}).values()
+        teach |= {one["roster"] for one in named if one.get("pictures") != 0}  # of 0 it is not read
+    return forget, teach
+
+
+def _people_of(roster: str, run: Path) -> list[Identity]:
+    if not Path(roster).is_file():
+        raise FileNotFoundError(
+            f"roster {roster} of {run} is not there any more; restore it, or call this from the "
+            "folder that the run was started in"
+        )
+    _key_there(Path(roster))
+    return read_roster(roster)
+
+
+def _taken_out_since(
+    rows: Sequence[dict], asked: set[str], digest: str | None, run: Path
+) -> set[str]:
+    """Whom the run was to forget and who was taken out of its rosters after it.
+
+    asked: the pseudonyms that are there now; digest: of those that were there when it ran. As the
+    record keeps its order, they are all from some row on.
+    """
+    from trainer.fingerprints import digest_of  # seconds to import
+
+    removed = [row["pseudonym"] for row in sorted(rows, key=lambda row: row.get("removed_at", ""))]
+    for start in range(len(removed), -1, -1):
+        since = set(removed[start:])
+        if digest is None or digest_of(asked | since) == digest:  # older runs have none
+            return since
+    raise ValueError(
+        f"the rosters that {run} was to forget are others now than when it ran; restore them"
+    )
 
 
 def _record(person: Identity, parts: Sequence[Part], roster: Path) -> None:
@@ -176,6 +265,13 @@ def _hash(key: bytes, what: str, data: bytes) -> str:
 
 def _key_of(roster: Path) -> bytes:
     return (roster.parent / KEY_FILE).read_bytes()  # reading the roster made it
+
+
+def _key_there(roster: Path) -> bytes:
+    """Where it is gone, reading the roster would make another, with which nobody is found again."""
+    if not (roster.parent / KEY_FILE).is_file():
+        raise FileNotFoundError(f"no {KEY_FILE} beside roster {roster} any more; restore it")
+    return _key_of(roster)
 
 
 @contextmanager

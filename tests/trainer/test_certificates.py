@@ -173,6 +173,58 @@ def test_weights_that_changed_since_are_refused(run, key, tmp_path):
         issue(run, key[0], tmp_path / "sealed")
 
 
+def attacked_elsewhere(run: Path, folder: Path, group: str = "forget") -> Path:
+    """The attack's roster is in a folder with a key of its own, as its people's rows are."""
+    folder.mkdir()
+    roster = folder / "attack.csv"
+    roster.write_text("name\n" + "\n".join(NAMES) + "\n")
+    rows = [person(one.pseudonym, group, 21, 0) for one in read_roster(roster)[:2]]
+    (run / "people.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["evaluations"]["attack"]["groups"] = {group: str(roster)}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return roster
+
+
+ELSEWHERE = r"group \w+ \(.*attack.csv\) and the requests have other pseudonyms.* put both rosters"
+
+
+@pytest.mark.parametrize("group", ["forget", "asked"])
+def test_who_was_attacked_by_another_pseudonym_is_not_said_to_be_not(run, key, tmp_path, group):
+    attacked_elsewhere(run, tmp_path / "other", group)
+    with pytest.raises(ValueError, match=ELSEWHERE) as caught:
+        issue(run, key[0], tmp_path / "sealed")
+    assert "\n" not in str(caught.value) and not (tmp_path / "sealed").exists()
+
+
+def test_a_key_that_was_copied_after_the_run_does_not_help(run, key, tmp_path):
+    attacked_elsewhere(run, tmp_path / "other")
+    shutil.copy(tmp_path / "pseudonyms.key", tmp_path / "other")
+    with pytest.raises(ValueError, match=ELSEWHERE):
+        issue(run, key[0], tmp_path / "sealed")
+
+
+def test_an_attack_whose_roster_of_another_key_is_gone_is_refused(run, key, tmp_path):
+    attacked_elsewhere(run, tmp_path / "other").unlink()
+    with pytest.raises(ValueError, match=ELSEWHERE):
+        issue(run, key[0], tmp_path / "sealed")
+
+
+def test_a_roster_elsewhere_with_the_same_key_or_of_other_people_is_none_of_that(
+    run, key, tmp_path
+):
+    rows = (run / "people.jsonl").read_text()
+    roster = attacked_elsewhere(run, tmp_path / "other")
+    shutil.copy(tmp_path / "pseudonyms.key", tmp_path / "other")
+    (run / "people.jsonl").write_text(rows)
+    assert issue(run, key[0], tmp_path / "sealed") == 3
+    (tmp_path / "other/pseudonyms.key").write_bytes(bytes(32))
+    roster.write_text("name\nSomebody Else\n")
+    rows += json.dumps(person(read_roster(roster)[0].pseudonym, "forget", 21, 0)) + "\n"
+    (run / "people.jsonl").write_text(rows)
+    assert issue(run, key[0], tmp_path / "sealed") == 3
+
+
 def test_a_run_that_nobody_asked_for_is_refused(run, key, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["objectives"]["names"]

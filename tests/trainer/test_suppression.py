@@ -9,16 +9,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from tests.conftest import picture, write_people, write_shard
+from tests.trainer.run_folders import run_folder
 from trainer import shards
 from trainer.cli import cli
+from trainer.fingerprints import fingerprints
 from trainer.index import index_path
 from trainer.indexing import index_shards
 from trainer.pictures import Pictures
 from trainer.roster import read_roster
-from trainer.suppression import RECORD, forget_me, suppressed_in
+from trainer.suppression import RECORD, forget_me, standings, suppressed_in
 
 NAMES = ["Ann Zöller", "Bertrand Oake", "Chiara d'Este", "Dov Landau"]
 GONE = NAMES[1]
@@ -144,6 +147,29 @@ def test_an_index_that_would_be_wrong_goes_too(tmp_path):
     removed = forget_me(roster, GONE)
     assert removed and removed.indexes == 1
     assert not Path(str(index_path(shard, None))).exists()
+
+
+def test_an_index_in_a_folder_of_its_own_goes_where_it_is_named(tmp_path):
+    roster, into = in_shards(tmp_path), tmp_path / "index"
+    shard = str(tmp_path / "people.tar")
+    (tmp_path / "link.tar").symlink_to(shard)
+    roster.write_text(roster.read_text().replace('"people.tar"', '"link.tar"'))
+    index_shards([shard, str(tmp_path / "link.tar")], str(into), 1)
+    index_shards([shard], None, 1)
+    removed = forget_me(roster, GONE, into)
+    assert removed and removed.indexes == 3
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_indexes_elsewhere_are_told_of_and_their_folder_is_an_option(tmp_path):
+    roster, into = in_shards(tmp_path), tmp_path / "index"
+    index_shards([str(tmp_path / "people.tar")], str(into), 1)
+    done = call("forget-me", str(roster), typed=f"{GONE}\n")
+    assert "0 indexes" in done.output and len(list(into.glob("*.npz"))) == 1
+    assert done.output.splitlines()[-1].startswith("Not touched: copies and indexes elsewhere, ")
+    done = call("forget-me", str(roster), "--index", str(into), typed=f"{NAMES[0]}\n")
+    assert "1 indexes" in done.output and not list(into.glob("*.npz"))
+    assert call("forget-me", str(roster), "--index", f"{into}/none", typed="x\n").exit_code == 2
 
 
 def test_nobody_of_that_name_changes_nothing(roster):
@@ -330,3 +356,134 @@ def test_check_ends_with_code_1_where_somebody_came_back(tmp_path):
     done = call("check", str(roster))
     assert done.exit_code == 1 and "person 4, " in done.output
     assert "the name came back" in done.output and "Bertrand" not in done.output
+
+
+# --- a later model -------------------------------------------------------------------------------
+
+
+def roster_of(folder: Path, *names: str) -> str:
+    """In a folder with a key of its own."""
+    folder.mkdir()
+    path = folder / "people.csv"
+    path.write_text("\n".join(["name", *names]) + "\n", encoding="utf-8")
+    read_roster(path)
+    return str(path)
+
+
+def finished(folder: Path, objectives: dict[str, dict]) -> Path:
+    """A run of these objectives, with the digest of whom it was to forget."""
+    config = {"model": {"name": "none"}, "objectives": objectives}
+    found = fingerprints(config, folder)
+    return run_folder(
+        folder, {}, {}, config=yaml.safe_dump(config), name="later", fingerprints=found
+    )[0]
+
+
+def checked(roster: Path, run: Path):
+    done = call("check", str(roster), "--run", str(run))
+    assert not any(part in done.output for name in NAMES for part in name.split())
+    assert isinstance(done.exception, (SystemExit, type(None)))
+    return done.exit_code, done.output.splitlines()
+
+
+@pytest.fixture
+def removed(tmp_path) -> tuple[Path, str, str]:
+    """A roster out of which two were taken, and their pseudonyms."""
+    roster = in_folders(tmp_path)
+    people = {one.name: one.pseudonym for one in read_roster(roster)}
+    forget_me(roster, GONE)
+    forget_me(roster, NAMES[2])
+    return roster, people[GONE], people[NAMES[2]]
+
+
+def test_a_run_that_forgot_all_who_were_taken_out_passes(removed, tmp_path):
+    """By name or alias, however written, in rosters of other keys."""
+    roster, first, second = removed
+    run = finished(
+        tmp_path,
+        {
+            "names": {
+                "kind": "name_to_person",
+                "roster": roster_of(tmp_path / "a", "bertrand oake"),
+            },
+            "faces": {"kind": "face_to_neutral", "roster": roster_of(tmp_path / "b", "Alias C")},
+        },
+    )
+    assert checked(roster, run) == (
+        0,
+        [f"{one}, once in {roster}: forgotten by {run}" for one in (first, second)],
+    )
+
+
+def test_who_is_not_in_the_rosters_to_forget_is_told(removed, tmp_path):
+    roster, first, second = removed
+    run = finished(tmp_path, {"names": {"roster": roster_of(tmp_path / "a", GONE)}})
+    code, lines = checked(roster, run)
+    assert code == 1
+    assert lines == [
+        f"{first}, once in {roster}: forgotten by {run}",
+        f"{second}, once in {roster}: not forgotten by {run}",
+    ]
+
+
+@pytest.mark.parametrize("pictures", [None, 3, 0])
+def test_who_is_taught_by_name_is_told(removed, tmp_path, pictures):
+    """But not of whom no picture is learnt: their roster is not read."""
+    roster, first, second = removed
+    named = {"kept": {"roster": roster_of(tmp_path / "a", "Other C"), "pictures": pictures}}
+    forget = roster_of(tmp_path / "b", GONE, NAMES[2])
+    run = finished(tmp_path, {"names": {"roster": forget}, "pairs": {"named": named}})
+    code, lines = checked(roster, run)
+    assert code == (pictures != 0)
+    told = "forgotten" if pictures == 0 else "forgotten, but taught or kept by name"
+    assert lines[1] == f"{second}, once in {roster}: {told} by {run}"
+
+
+def test_who_is_replayed_is_told(removed, tmp_path):
+    roster, first, _ = removed
+    options = {"roster": roster_of(tmp_path / "a", NAMES[2]), "replay": None}
+    options["replay"] = roster_of(tmp_path / "b", GONE)
+    code, lines = checked(roster, finished(tmp_path, {"names": options}))
+    assert code == 1 and lines[0].startswith(f"{first}, once in {roster}: not forgotten, but taug")
+
+
+def test_who_was_taken_out_of_the_runs_own_roster_after_it_counts_as_forgotten(tmp_path):
+    roster = in_folders(tmp_path)
+    forget_me(roster, NAMES[0])
+    run = finished(tmp_path, {"names": {"roster": str(roster)}})
+    forget_me(roster, GONE)
+    forget_me(roster, NAMES[2])
+    code, lines = checked(roster, run)
+    assert code == 1  # the first was gone before it ran
+    assert [": forgotten by" in line for line in lines] == [False, True, True]
+
+
+def test_rosters_that_are_others_now_tell_nothing(removed, tmp_path):
+    roster = removed[0]
+    run = finished(tmp_path, {"names": {"roster": roster_of(tmp_path / "a", GONE)}})
+    with (tmp_path / "a/people.csv").open("a") as file:
+        file.write(f"{NAMES[2]}\n")
+    done = call("check", str(roster), "--run", str(run))
+    assert "are others now than when it ran; restore them" in str(done.exception)
+
+
+def test_where_nobody_was_taken_out_there_is_nothing_to_check(tmp_path):
+    assert checked(in_folders(tmp_path), tmp_path / "none") == (0, ["nobody was taken out"])
+
+
+def test_a_run_whose_roster_or_key_is_gone_is_refused_in_a_line(removed, tmp_path):
+    roster = removed[0]
+    run = finished(tmp_path, {"names": {"roster": roster_of(tmp_path / "a", GONE)}})
+    key = tmp_path / "a/pseudonyms.key"
+    for gone, message in (
+        (key, "no pseudonyms.key beside roster .*a/people.csv any more; restore it"),
+        (tmp_path / "a/people.csv", "roster .*a/people.csv of .*later is not there any more; rest"),
+        (tmp_path / "pseudonyms.key", f"no pseudonyms.key beside roster {roster} any more"),
+        (run / "results.json", "results.json is not there; name the folder of a finished run"),
+    ):
+        content = gone.read_bytes()
+        gone.unlink()
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            standings(roster, run)
+        assert "\n" not in str(caught.value) and not gone.exists()
+        gone.write_bytes(content)
