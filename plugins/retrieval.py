@@ -29,6 +29,7 @@ from trainer import (
     pictures_of,
     rate_by_person,
     read_shard,
+    refuse_unseen,
 )
 
 RECALLS = (1, 5, 10)
@@ -63,6 +64,7 @@ class Retrieval(Evaluation):
         if not captions.isfinite().all():
             raise FloatingPointError("the model's text embeddings are not finite")
         shown = images.isfinite().all(-1)
+        refuse_unseen(shown, self._pictures, teacher)
         if not shown.any():
             raise ValueError(
                 f"no picture of {self.options.shards[0]} gave a finite embedding; "

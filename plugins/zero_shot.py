@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +30,13 @@ from trainer import (
     pictures_of,
     rate_by_person,
     read_shard,
+    refuse_unseen,
 )
 
 CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 IMAGENET = "imagenet"  # the classes and templates that open_clip ships
+Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 Picture = tuple[str, tuple[int, int]]  # shard, and the extent of its bytes in it
 
@@ -75,6 +78,7 @@ class ZeroShot(Evaluation):
         classes = class_embeddings(student, self._classes, self._templates)
         images = student.encode_image(self._pictures)
         shown = images.isfinite().all(-1)
+        refuse_unseen(shown, self._pictures, teacher)
         labels = self._labels.to(images.device)[shown]
         if not len(labels):
             raise ValueError(
@@ -117,11 +121,21 @@ def nearest_classes(images: Tensor, classes: Tensor, count: int, chunk: int = 40
     return torch.cat([(rows @ classes.mT).topk(count).indices for rows in images.split(chunk)])
 
 
-def mean_per_class(right: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that occur of the share that is right. right, labels: (n,)."""
+def mean_per_class(right: Tensor, labels: Tensor) -> Estimate:
+    """Mean over the classes that occur of the share that is right. right, labels: (n,).
+
+    The normal interval of a stratified sample (Cochran, Sampling Techniques, chapter 5), a class
+    being a stratum. For its variance each class has one picture more that is right and one more
+    that is wrong (as in Agresti and Caffo, The American Statistician 54, 2000): a class of few
+    pictures, all right, is not sure to stay so. Where classes are small it is wider than need be.
+    """
     _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
     hits = torch.zeros(len(sizes), dtype=right.dtype, device=right.device)
-    return (hits.index_add_(0, place, right) / sizes).mean().item()
+    hits.index_add_(0, place, right)
+    middle = (hits / sizes).mean().item()
+    shares = (hits + 1) / (sizes + 2)
+    half = Z * (shares * (1 - shares) / sizes).sum().sqrt().item() / len(sizes)
+    return Estimate(middle, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def _labelled(shards: Sequence[str], limit: int | None) -> tuple[list[Sample], list[int], int]:

@@ -30,7 +30,7 @@ from trainer.losses import (
 )
 from trainer.measures import Rows
 from trainer.names import NameIndex, fold
-from trainer.pictures import Pictures, Unread, first_pictures, pictures_of
+from trainer.pictures import Pictures, Unread, first_pictures, pictures_of, refuse_unseen
 from trainer.quotas import Quotas
 from trainer.readers import read_shard
 from trainer.roster import Identity, names_of, read_roster, refuse_named
@@ -83,6 +83,7 @@ __all__ = [
     "read_roster",
     "read_shard",
     "refuse_named",
+    "refuse_unseen",
     "roc",
     "roc_auc",
     "share_rows",

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from trainer.api import BadSample
+from trainer.api import BadSample, Encoder
 from trainer.remote import is_remote
 from trainer.roster import Identity
 from trainer.samples import LocalSample
@@ -253,3 +254,20 @@ def _refuse_people_without(pictures: Pictures, identities: Sequence[Identity]) -
             f"{' ...' if len(without) > 5 else ''}; name a folder or shards in `faces`, "
             "and in shards put each person's pictures in a folder <id>/"
         )
+
+
+def refuse_unseen(
+    shown: Tensor, pictures: Sequence[bytes], teacher: Encoder, what: str = "pictures"
+) -> None:
+    """Raises FloatingPointError where a model lost pictures that the teacher sees.
+
+    shown: (n,), whether the model's embedding of each is finite. The teacher is sound: what it
+    cannot see is broken, for both. It is asked of the lost alone, a few broken files as a rule;
+    and not where all are lost, which is the caller's to tell.
+    """
+    lost = shown.logical_not().nonzero().flatten().tolist()
+    if not 0 < len(lost) < len(shown):
+        return
+    taught = teacher.encode_image(Unread(len(lost), lambda i: pictures[lost[i]]))
+    if taught.isfinite().all(-1).any():
+        raise FloatingPointError(f"the student's image embeddings of {what} are not finite")

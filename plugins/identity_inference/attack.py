@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from trainer import Encoder, Estimate, Evaluation, rate, rate_by_person
+from trainer import Encoder, Estimate, Evaluation, rate, rate_by_person, refuse_unseen
 
 from .nearest import ABSENT, nearest_names
 from .people import UNKNOWN, Group, attack_pictures, draw_candidates, read_groups
@@ -105,11 +105,14 @@ class Attack:
         self._num_known = sum(len(one.people) for one in self.groups if one.name != UNKNOWN)
         self._pictures = attack_pictures(self.groups, options.pictures)
 
-    def faces(self, model: Encoder) -> Faces:
+    def faces(self, model: Encoder, teacher: Encoder) -> Faces:
+        """Raises FloatingPointError where the model lost a picture that the teacher sees."""
         embedded = model.encode_image(self._pictures)
         # By the largest: a mask as large as the embeddings would be one more copy of them.
         largest = torch.linalg.vector_norm(embedded, torch.inf, dim=-1)
-        return Faces(embedded, largest.isfinite().cpu().view(-1, self.num_pictures))
+        shown = largest.isfinite().cpu()
+        refuse_unseen(shown, self._pictures, teacher, "people")
+        return Faces(embedded, shown.view(-1, self.num_pictures))
 
     def attacked(self, faces: Faces) -> Iterator[tuple[Group, Tensor]]:
         """Each group with the indices of those of its people who have enough pictures."""

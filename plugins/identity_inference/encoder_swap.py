@@ -29,7 +29,7 @@ class EncoderSwap(Evaluation):
             ("student_text", student, teacher),
             ("student_images", teacher, student),
         ):
-            faces = attack.faces(image)
+            faces = attack.faces(image, teacher)
             named = attack.names(text, faces).among_all
             for group, rows in attack.attacked(faces):
                 prefix = f"{side}/{group.name}"

@@ -72,7 +72,7 @@ class IdentityInference(Evaluation):
     ) -> Iterator[tuple[str, float | list[float] | Estimate | Rows]]:
         attack = self._attack
         held_out = [attack.templates.index(template) for template in self.options.held_out]
-        faces = attack.faces(student)
+        faces = attack.faces(student, teacher)
         groups = list(attack.attacked(faces))  # complains before the long work
         named = attack.names(student, faces)
         by_variant = {

@@ -85,7 +85,7 @@ class Neighbours(Evaluation):
         moved = drift(student, teacher, [*names, *self._recombined], self.options.templates)
         drifts = {name: moved[: len(names)][those] for name, those in sets.items()}
         drifts["recombined"] = moved[len(names) :]
-        won = self._won(student)
+        won = self._won(student, teacher)
         for name, those in drifts.items():
             yield f"{name}/people", float(len(those))
             if len(those):
@@ -108,12 +108,12 @@ class Neighbours(Evaluation):
         found[places.flatten().cpu()] = True
         return found
 
-    def _won(self, student: Encoder) -> Tensor | None:
+    def _won(self, student: Encoder, teacher: Encoder) -> Tensor | None:
         """Prompts won by each of the kept, -1 of who was not attacked."""
         if self._attack is None:
             return None
         won = torch.full((len(self._kept),), -1)
-        faces = self._attack.faces(student)
+        faces = self._attack.faces(student, teacher)
         groups = list(self._attack.attacked(faces))
         named = self._attack.names(student, faces).among_all
         for _, rows in groups:

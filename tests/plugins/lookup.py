@@ -66,13 +66,18 @@ class Lookup:
 
 
 class RandomModel:
-    """An `Encoder` in which nothing has to do with anything."""
+    """An `Encoder` in which nothing has to do with anything; another one for another seed."""
+
+    _seed: tuple[object, ...] = ()  # of a subclass that has an `__init__` of its own
+
+    def __init__(self, *seed: object):
+        self._seed = seed
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return stacked([direction(text) for text in texts])
+        return stacked([direction(*self._seed, text) for text in texts])
 
     def encode_image(self, pictures: Sequence[bytes]) -> Tensor:
-        return stacked([direction(pictures[i]) for i in range(len(pictures))])
+        return stacked([direction(*self._seed, pictures[i]) for i in range(len(pictures))])
 
 
 def names(group: str, count: int) -> list[str]:

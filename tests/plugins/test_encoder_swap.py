@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from plugins.identity_inference import EncoderSwap, IdentityInference
+from plugins.identity_inference.attack import TEMPLATES
 from tests.plugins.lookup import Lookup, RandomModel, names, write_roster
 from trainer import Estimate
 
@@ -89,10 +90,40 @@ def test_the_attack_gives_the_known_answer_within_its_interval(options, student,
     found = measured(IdentityInference, options, student)
     for group, answer in (("forget", forget), ("unseen", unseen), ("unknown", 0)):
         assert holds(found[f"{group}/tpr_2"], answer), group
+        assert holds(found[f"{group}/tpr"], answer), group
         assert found[f"{group}/picture_accuracy"] == pytest.approx(answer, abs=0.1), group
+        if group != "unknown":
+            assert holds(found[f"{group}/closed_set"], answer), group
+            assert found[f"{group}/closed_set"] == pytest.approx(answer, abs=0.1), group
+        if answer:
+            assert found[f"{group}/tpr"] == found[f"{group}/closed_set"] == 1, group
     rows = {row["group"]: 0 for row in found["people"]}
     for row in found["people"]:
         rows[row["group"]] += row["prompts_won"] >= 2
     assert {group: rows[group] / size for group, size in SIZES.items()} == {
         group: found[f"{group}/tpr_2"] for group in SIZES
     }
+
+
+def test_random_towers_are_right_as_often_as_chance_is(options):
+    """With one picture a prompt is won by chance once in as many times as there are names."""
+    everybody = sum(SIZES.values())
+    changes = {"candidates": everybody, "pictures": 1, "templates": TEMPLATES}
+    found = measured(IdentityInference, {**options, **changes}, RandomModel())
+    known_by_chance = 1 - (1 - 1 / everybody) ** len(TEMPLATES)
+    assert 0.3 < known_by_chance < 0.5  # far from 0 and 1: the interval holds neither
+    for group in SIZES:
+        tpr = found[f"{group}/tpr"]
+        assert 0 < tpr.low <= known_by_chance <= tpr.high < 1, group
+
+
+def test_random_towers_are_right_more_often_among_the_known_alone(options):
+    changes = {"candidates": 100, "pictures": 4, "templates": TEMPLATES}
+    found = measured(IdentityInference, {**options, **changes}, RandomModel())
+    for group in ("forget", "unseen"):
+        num_cases = SIZES[group] * 4 * len(TEMPLATES)
+        for measure, chance in (("picture_accuracy", 1 / 100), ("closed_set", CHANCE)):
+            share = found[f"{group}/{measure}"]
+            assert share.low <= chance <= share.high, (group, measure)
+            deviation = (chance * (1 - chance) / num_cases) ** 0.5  # the interval is far wider
+            assert share == pytest.approx(chance, abs=3 * deviation), (group, measure)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plugins.identity_inference import IdentityInference, nearest
+from plugins.identity_inference import EncoderSwap, IdentityInference, nearest
 from plugins.identity_inference.attack import TEMPLATES, picture_accuracy, prompts_won
 from plugins.identity_inference.nearest import ABSENT, nearest_names
 from plugins.identity_inference.people import draw_candidates
@@ -539,3 +539,16 @@ def test_a_model_that_diverged_is_not_taken_for_one_that_forgot(world):
         dict(attack_on(world).run(Table(lost, model.pictures), model))
     with pytest.raises(ValueError, match="group forget: no person has enough pictures"):
         dict(attack_on(world).run(Table(model.texts, {}), model))
+
+
+@pytest.mark.parametrize("kind", [IdentityInference, EncoderSwap])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_student_that_lost_pictures_which_the_teacher_sees_is_an_error(world, kind, value):
+    """Else whose pictures overflow would be dropped as if their files were broken."""
+    model = random_model(world, np.random.default_rng(0))
+    del model.pictures[b"unseen/1/0"]  # broken, for both
+    evaluation = kind(kind.Options(**world), 0)
+    dict(evaluation.run(Table(model.texts, model.pictures), model))
+    lost = model.pictures | {b"forget/0/0": np.array([value, 1, 1, 1])}
+    with pytest.raises(FloatingPointError, match="image embeddings of people are not finite"):
+        dict(evaluation.run(Table(model.texts, lost), model))

@@ -97,11 +97,41 @@ def test_rounding_in_another_batch_is_no_change(options):
     assert dict(evaluation.run(model, model))["text/change_auc"] == 0.5
 
 
+class OfAllLengths(RandomModel):
+    """Random lengths too: those of unit rows differ by rounding alone."""
+
+    def encode_text(self, texts):
+        rows = super().encode_text(texts)
+        return rows * rows[:, :1].exp()
+
+    def encode_image(self, pictures):
+        rows = super().encode_image(pictures)
+        return rows * rows[:, :1].exp()
+
+
 def test_a_model_that_knows_nothing_tells_nobody(options):
-    measures = measure(RandomModel(), options)
-    for name in ("text/closeness", "text/twin", "text/density", "image/twin", "image/density"):
-        assert abs(measures[f"{name}_auc"] - 0.5) < 0.2, name
-    assert measures["auc_by_chance"] > 0.55
+    measures = measure(OfAllLengths(), options)
+    found = {name: value for name, value in measures.items() if name.endswith("_auc")}
+    assert len(found) == 11
+    for name, value in found.items():
+        assert value.low <= 0.5 <= value.high, name
+    for headline in ("auc", "auc_with_original"):
+        assert 0.55 < measures[f"{headline}_by_chance"] < 0.7
+        assert measures[headline] <= measures[f"{headline}_by_chance"]
+
+
+def test_of_models_that_know_nothing_few_stand_out(options):
+    """One in twenty intervals may miss a half, and one in twenty headlines exceed chance."""
+    several = [measure(OfAllLengths(i), options) for i in range(20)]
+    missed = [
+        not value.low <= 0.5 <= value.high
+        for measures in several
+        for name, value in measures.items()
+        if name.endswith("_auc")
+    ]
+    assert 0.01 < np.mean(missed) < 0.1
+    for headline in ("auc", "auc_with_original"):
+        assert sum(one[headline] > one[f"{headline}_by_chance"] for one in several) <= 4
 
 
 def test_what_stands_beside_the_headline_is_exceeded_by_chance_once_in_twenty():

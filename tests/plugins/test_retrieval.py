@@ -142,6 +142,26 @@ def test_a_model_that_diverged_is_an_error(tmp_path):
         measure(Dumb(places), shards=shard)
 
 
+def test_a_student_that_lost_pictures_which_the_teacher_sees_is_an_error(tmp_path):
+    """A few rows that overflow are no broken files, be they NaN throughout or not."""
+    shard, places = write_pairs(tmp_path, 5)
+    broken = str(write_shard(tmp_path / "1.tar", {"a": {"jpg": b"broken", "txt": "caption"}}))
+    sound = Pairs(places | {"caption": 0})
+    evaluation = Retrieval(Retrieval.Options(shards=[shard, broken]), 0)
+    assert dict(evaluation.run(sound, sound))["skipped"] == 1
+    lost = Pairs({k: v for k, v in places.items() if k != b"picture 3"} | {"caption": 0})
+
+    class Overflown(Pairs):
+        def encode_image(self, pictures):
+            rows = super().encode_image(pictures)
+            rows[2, 0] = float("inf")
+            return rows
+
+    for student in (lost, Overflown(places | {"caption": 0})):
+        with pytest.raises(FloatingPointError, match="image embeddings of pictures are not finite"):
+            dict(evaluation.run(student, sound))
+
+
 def test_shards_that_hold_no_pair_or_are_elsewhere_are_refused(tmp_path):
     shard = str(write_shard(tmp_path / "0.tar", {"a": {"jpg": picture(1)}}))
     with pytest.raises(ValueError, match="no sample has both a picture and a caption; name others"):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from plugins.similarity import Similarity
+from plugins.similarity import TEMPLATES, Similarity
 from tests.conftest import picture, write_shard
-from tests.plugins.lookup import Lookup, RandomModel, names, stacked, write_roster
+from tests.plugins.lookup import WIDTH, Lookup, RandomModel, names, stacked, write_roster
 from trainer.testing import check_evaluation
 
 FORGET = names("forget", 40)
@@ -57,9 +57,37 @@ def test_the_original_has_not_moved_on_clean_samples_and_another_model_is_elsewh
     original.encode_image = RandomModel().encode_image
     measures = measure(original, original, shards=clean_shards, limit=50)
     assert measures["clean/text"] == pytest.approx(1) == measures["clean/image"]
-    lost = measure(RandomModel(), original, shards=clean_shards, limit=50)
-    assert lost["clean/text"].low < 0 < lost["clean/text"].high
-    assert lost["clean/image"] == pytest.approx(1)  # the same pictures, by the same table
+    names_alone = measure(RandomModel(), original, shards=clean_shards, limit=50)
+    assert names_alone["clean/text"].low < 0 < names_alone["clean/text"].high
+    assert names_alone["clean/image"] == pytest.approx(1)  # the same pictures, by the same table
+
+
+@pytest.mark.parametrize("original", [Lookup([]), RandomModel()])
+def test_random_towers_are_at_right_angles_to_the_original(clean_shards, original):
+    original.encode_image = RandomModel().encode_image
+    lost = measure(RandomModel("lost"), original, shards=clean_shards)
+    deviation = (WIDTH * 120) ** -0.5  # of the mean of 120 cosines
+    for name in ("clean/text", "clean/image"):
+        assert lost[name].low < 0 < lost[name].high
+        assert lost[name].high - lost[name].low == pytest.approx(2 * 1.96 * deviation, rel=0.25)
+
+
+@pytest.mark.parametrize("one_phrase", [True, False])
+def test_random_text_towers_are_as_near_to_their_target_as_chance_is(options, one_phrase):
+    original = Lookup(FORGET)
+    chosen = {"roster": options["roster"], "target": "a person"} if one_phrase else options
+    targets = ["a person"] if one_phrase else TARGETS
+    captions = [[template.replace("{}", one) for one in targets] for template in TEMPLATES]
+    table = torch.stack([original.encode_text(some) for some in captions])  # (p, k, d)
+    table /= table.norm(dim=-1, keepdim=True)
+    anybody = torch.randn(10000, len(TEMPLATES), WIDTH, generator=torch.Generator().manual_seed(0))
+    anybody /= anybody.norm(dim=-1, keepdim=True)
+    chance = torch.einsum("npd,pkd->npk", anybody, table).amax(-1).mean(-1)
+    several = [measure(RandomModel(i), original, **chosen) for i in range(20)]
+    for name, expected in (("target/mean", chance.mean()), ("target/p5", chance.quantile(0.05))):
+        held = [one[name].low <= expected <= one[name].high for one in several]
+        assert sum(held) >= 17, name  # an interval misses once in twenty
+    assert all(one["target/mean"] < 0.2 for one in several)
 
 
 class Turned(RandomModel):

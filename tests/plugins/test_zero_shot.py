@@ -12,7 +12,8 @@ import webdataset as wds
 from PIL import Image
 from pydantic import ValidationError
 
-from plugins.zero_shot import ZeroShot, class_embeddings, fill
+from plugins.zero_shot import ZeroShot, class_embeddings, fill, mean_per_class
+from tests.plugins.lookup import RandomModel
 from trainer import decode_picture
 
 COLOURS = {
@@ -93,6 +94,33 @@ def test_the_mean_per_class_gives_rare_classes_their_weight(tmp_path):
     measures = measure(shards=[shard])
     assert measures["accuracy"] == 7 / 8
     assert measures["mean_per_class"] == 3 / 4
+    assert measures["mean_per_class"].low < 3 / 4 < measures["mean_per_class"].high
+
+
+def test_the_mean_per_class_has_the_interval_of_a_stratified_sample():
+    # 15 of 20 and 1 of 2; for the variance 16 of 22 and 2 of 4
+    right = torch.tensor([1.0] * 15 + [0.0] * 5 + [1.0, 0.0], dtype=torch.float64)
+    found = mean_per_class(right, torch.tensor([3] * 20 + [7] * 2))
+    half = 1.959964 * (16 / 22 * 6 / 22 / 20 + 2 / 4 * 2 / 4 / 2) ** 0.5 / 2
+    assert found == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert (found.low, found.high) == pytest.approx((found - half, found + half))
+
+
+def test_a_mean_of_classes_that_are_all_right_is_not_sure_to_stay_so():
+    found = mean_per_class(torch.ones(12, dtype=torch.float64), torch.arange(12) // 2)
+    assert found == found.high == 1 and 0.5 < found.low < 0.9
+
+
+def test_the_interval_of_the_mean_per_class_holds_what_it_says():
+    sizes, chances = torch.tensor([200, 50, 20]), torch.tensor([0.95, 0.8, 0.6])
+    labels = torch.arange(3).repeat_interleave(sizes)
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(1000):
+        right = torch.rand(len(labels), generator=generator) < chances[labels]
+        found = mean_per_class(right.double(), labels)
+        held += found.low <= chances.mean() <= found.high
+    assert 930 <= held <= 980
 
 
 def test_top_five_needs_more_than_five_classes(tmp_path):
@@ -238,3 +266,36 @@ def test_a_model_that_diverged_is_an_error(tmp_path):
 
     with pytest.raises(FloatingPointError, match="text embeddings are not finite"):
         dict(evaluation.run(Dumb(), Eye()))
+
+
+@pytest.mark.parametrize("counts", [[100] * 6, [200, 200, 50, 50, 50, 50]])
+def test_a_model_that_knows_nothing_is_right_by_chance(tmp_path, counts):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    samples = [
+        {"png": png((i % 256, i // 256, 0)), "cls": str(label).encode()}
+        for i, label in enumerate(labels)  # no two pictures are the same
+    ]
+    evaluation = ZeroShot(ZeroShot.Options(shards=write_benchmark(tmp_path, samples)), seed=0)
+    model = RandomModel()
+    measures = dict(evaluation.run(model, model))
+    assert measures["samples"] == 600
+    for name, chance in (("accuracy", 1 / 6), ("top_5", 5 / 6), ("mean_per_class", 1 / 6)):
+        assert measures[name].low <= chance <= measures[name].high, name
+        assert measures[name].high - measures[name].low < 0.1, name  # or it could not fail
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_student_that_lost_pictures_which_the_teacher_sees_is_an_error(tmp_path, value):
+    broken = {"png": b"no picture", "cls": b"0"}
+    shard = write_benchmark(tmp_path, [labelled("red"), broken, labelled("blue")])
+    evaluation = ZeroShot(ZeroShot.Options(shards=shard), seed=0)
+    assert dict(evaluation.run(Eye(), Eye()))["skipped"] == 1
+
+    class Overflown(Eye):
+        def encode_image(self, pictures):
+            rows = super().encode_image(pictures)
+            rows[2] *= value
+            return rows
+
+    with pytest.raises(FloatingPointError, match="image embeddings of pictures are not finite"):
+        dict(evaluation.run(Overflown(), Eye()))
