@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from statistics import median
+from types import SimpleNamespace
+from typing import Any
 
 import open_clip
 import torch
@@ -19,8 +21,11 @@ from trainer import Embeddings, Tower
 from trainer import clip as clips
 from trainer.batches import Batch
 from trainer.clip import Clip
+from trainer.launching import Launch
 from trainer.losses import cosine_distance
-from trainer.sections import ModelConfig
+from trainer.plan import Sizes, kind_of, plan_of
+from trainer.rehearsal import rehearse
+from trainer.sections import MemoryConfig, ModelConfig, OptimizerConfig
 
 # Pictures, and as many captions; whether activations are computed again.
 MODELS = {"ViT-H-14": (128, False), "ViT-bigG-14": (128, True)}
@@ -61,9 +66,23 @@ def forget_both(student: Embeddings, teacher: Embeddings) -> dict[str, torch.Ten
     return loss_fn(student, teacher) | {"image": cosine_distance(student.image, teacher.text)}
 
 
+def planned(clip: Clip, batch: Batch, recomputes: bool) -> float:
+    """Bytes, as a dry run plans them for one GPU."""
+    model = ModelConfig(name="any", random_weights=True, freeze=FREEZE)
+    student = clips.student_of(clip, frozenset(Tower), model, temperature=False)
+    launch = Launch("one", 1, "bf16")
+    memory = MemoryConfig(activation_checkpointing=recomputes)
+    # All that it asks of a configuration.
+    config: Any = SimpleNamespace(memory=memory, optimizer=OptimizerConfig(lr=1e-4))
+    rehearsal = rehearse(student, batch, kind_of(launch, "cuda"))
+    return plan_of(config, launch, "cuda", Sizes.of(student, clip), rehearsal, batch).peak
+
+
 def measured(name: str, each: int, recomputes: bool) -> dict[str, float]:
+    shapes = clips.load(ModelConfig(name=name, random_weights=True), weightless=True)
+    batch = both(shapes, each)
+    wanted = planned(shapes, batch, recomputes) / 1e9
     clip = on_device(name)
-    batch = both(clip, each)
     loss_fns = {"keep": keep_both, "faces": forget_both}
     step = Ours(clip, frozenset(Tower), loss_fns, torch.bfloat16, FREEZE, recomputes)
     del clip
@@ -81,6 +100,7 @@ def measured(name: str, each: int, recomputes: bool) -> dict[str, float]:
         f"{name}: samples a second": each / own,
         f"{name}: utilisation": utilisation(step, batch, own, torch.bfloat16),
         f"{name}: peak memory, GB": torch.cuda.max_memory_allocated() / 1e9,
+        f"{name}: peak memory planned, GB": wanted,
     }
 
 

@@ -29,23 +29,33 @@ TARGETS = {
 }
 
 
+SCORES = ("closeness", "norm", "twin", "density")  # of names
+ORIGINALS = "change_auc"  # of who holds the original too
+
+
 def measure() -> dict[str, float]:
-    """Of each target, after the run."""
+    """Of each target, after the run, and of the model before it. Prints a row of each."""
     folder = REPOSITORY / "runs/bench/leakage"
     if not (folder / "runs/world").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plugins").symlink_to(REPOSITORY / "plugins")
         launch(folder, "fictitious", "runs/world")
-    found = {}
+    measures = {}
     for target, overrides in TARGETS.items():
         output = f"runs/{target.replace(' ', '_')}"
-        results = folder / output / "results.json"
-        if not results.exists():
+        path = folder / output / "results.json"
+        if not path.exists():
             launch(folder, "train", config("demo"), *asked(), *overrides, f"output={output}")
-        after = json.loads(results.read_text())["after"]
+        results = json.loads(path.read_text())
+        measures |= {"before": results["before"], target: results["after"]}
+    found = {}
+    for target, own in measures.items():
+        row = row_of(own)
+        print(f"{target:<12}" + "".join(f"  {name} {value:.3f}" for name, value in row.items()))
+        found |= {f"{target}: {name}": value for name, value in row.items()}
         found |= {
             f"{target}: {name}": value
-            for name, value in after.items()
+            for name, value in own.items()
             if isinstance(value, float)
             and (
                 (name.startswith("leakage/") and "auc" in name)
@@ -53,6 +63,26 @@ def measure() -> dict[str, float]:
             )
         }
     return found
+
+
+def row_of(measures: dict) -> dict[str, float]:
+    names = {one: measures[f"leakage/strangers/text/{one}_auc"] for one in SCORES}
+    return names | {
+        "names": most_telling(measures, "leakage/strangers/text"),
+        "pictures": most_telling(measures, "leakage/strangers/image"),
+        "forget": measures["identity_inference/forget/tpr"],
+        "unseen": measures["identity_inference/unseen/tpr_11"],
+    }
+
+
+def most_telling(measures: dict, side: str) -> float:
+    """Of the scores of the model alone, folded to above .5."""
+    aucs = [
+        value
+        for name, value in measures.items()
+        if name.startswith(f"{side}/") and name.endswith("_auc") and not name.endswith(ORIGINALS)
+    ]
+    return max(abs(value - 0.5) for value in aucs) + 0.5
 
 
 def asked() -> list[str]:

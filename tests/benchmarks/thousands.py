@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from tests.benchmarks.leakage import most_telling
 from tests.benchmarks.picture import draw
 from tests.benchmarks.seeds import REPOSITORY, config, launch
 from trainer.sections import steps_for
@@ -34,7 +35,7 @@ def measure() -> dict[str, float]:
     if not WORLD.exists():
         raise SystemExit("there is no runs/thousands; make thousands-clip draws and learns it")
     found: dict[str, float] = {}
-    print(f"{'':<20}" + "".join(f"{measure:>12}" for measure in SHOWN))
+    print(f"{'':<20}" + "".join(f"{measure:>14}" for measure in SHOWN))
     for towers in TAUGHT:
         for recipe in RECIPES:
             for count in COUNTS:
@@ -146,13 +147,17 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
         "neighbours": after["neighbours/neighbours/tpr_11"]
         / before["neighbours/neighbours/tpr_11"],
         "tasks": max(changes),
+        "names leak": most_telling(after, "leakage/text"),
+        "pictures leak": most_telling(after, "leakage/image"),
         "seconds": results["seconds"]["train"],
     }
 
 
 DRAWN = {"forget": "forgotten people found", "unseen": "unseen people kept"}
-SHOWN = ("forget", "held out", "unseen", "neighbours", "tasks", "seconds")
+SHOWN = (
+    "forget", "held out", "unseen", "neighbours", "tasks", "names leak", "pictures leak", "seconds",
+)  # fmt: skip
 
 
 def written(row: dict[str, float]) -> str:
-    return "".join(f"{row[name]:>12.3f}" for name in SHOWN)
+    return "".join(f"{row[name]:>14.3f}" for name in SHOWN)
