@@ -22,7 +22,7 @@ def read_lines(path: str, shown: str, part: int, parts: int, start: int) -> Iter
 
     Raises OSError where the file is gone.
     """
-    name = os.path.basename(path)
+    name = _name_of(shown)
     longest = MAX_BYTES["txt"]
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -44,6 +44,11 @@ def read_lines(path: str, shown: str, part: int, parts: int, start: int) -> Iter
                 yield BadSample("caption too large", shown)
             else:
                 yield _sample(f"{name}@{place}", shown, line)
+
+
+def _name_of(shown: str) -> str:
+    """The same for the file, a cached copy, and the address under any signature."""
+    return os.path.basename(shown.partition("?")[0])
 
 
 def _to_next_line(file) -> None:
@@ -70,7 +75,7 @@ def read_parquet(
     import pyarrow
     from pyarrow import parquet
 
-    name = os.path.basename(path)
+    name = _name_of(shown)
     try:
         # A little at a time: the lanes have many files open, each in another place.
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:

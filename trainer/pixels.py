@@ -61,7 +61,7 @@ class Slots:
     def __init__(self, num_workers: int, num_each: int, size: tuple[int, int]):
         self._num_each = num_each
         shape = (num_workers * num_each, PART, *size, 3)
-        self._pixels = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        self._pixels = new_shared(*shape)  # `share_memory_` would copy, and so take all pages
         self._states = torch.full(shape[:1], FREE, dtype=torch.uint8).share_memory_()
 
     def take(self, worker: int) -> int | None:
@@ -138,6 +138,10 @@ def empty_shared(*shape: int) -> Tensor:
     """Of uint8; in a loader worker where the parent finds it without another copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    # As torch's own default_collate does.
+    return new_shared(*shape)
+
+
+def new_shared(*shape: int) -> Tensor:
+    """Of uint8, as torch's own default_collate makes it."""
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

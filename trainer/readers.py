@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from tarfile import BLOCKSIZE as BLOCK
+from tarfile import HeaderError, TarInfo
 
 from trainer.api import BadSample, Sample
 from trainer.cache import cached
@@ -62,7 +64,8 @@ def read_share(share: Share, start: int, reading: Reading) -> Iterator[Sample | 
     kind = url.partition("?")[0].lower()
     if kind.endswith((*PARQUET, *LINES)):
         if path is None:
-            raise ValueError(f"{shown(url)} is read from a disk only; set data.cache to a folder")
+            mend = "see to data.cache" if reading.cache else "set data.cache to a folder"
+            raise ValueError(f"{shown(url)} is read from a disk only; {mend}")
         if kind.endswith(LINES):
             return read_lines(path, shown(url), part, parts, start)
         return read_parquet(path, shown(url), part, parts, start, reading.caption_column)
@@ -119,8 +122,8 @@ def _read_rows_remote(
     if not rows:
         return
     wanted = PARTS if reading.with_pictures else PARTS[:-1]
-    start = min((int(e[0]) for e in shard.extents[rows.start] if e[0] >= 0), default=0)
-    with RemoteFile(url, start, reading.patience) as file:
+    start = min((int(e[0]) for e in shard.extents[rows.start] if e[0] >= 0), default=BLOCK)
+    with RemoteFile(url, start - BLOCK, reading.patience) as file:
         is_changed = file.size is not None and file.size != size
         for row in rows:
             if is_changed or row in shard.wrong:
@@ -132,16 +135,25 @@ def _read_rows_remote(
                 if part in wanted:
                     if num_bytes > MAX_BYTES[part]:
                         parts[part] = num_bytes
-                    elif offset < file.tell():  # a part that lies before: not by a writer of ours
+                    elif offset - BLOCK < file.tell():  # it lies before: not by a writer of ours
                         continue
                     else:
-                        file.skip(offset - file.tell())
+                        file.skip(offset - BLOCK - file.tell())
+                        is_changed |= not _is_header(file.read(BLOCK), num_bytes)
                         parts[part] = content = file.read(num_bytes)
                         is_changed |= len(content) != num_bytes  # of a size that nobody told
             if is_changed:
                 yield BadSample(CHANGED, shown(url))
             else:
                 yield ReadSample(shard.keys[row], shown(url), reading.min_side, parts)
+
+
+def _is_header(block: bytes, num_bytes: int) -> bool:
+    """Of an entry of so many bytes? Another shard of the same size has them elsewhere."""
+    try:
+        return TarInfo.frombuf(block, "utf-8", "surrogateescape").size == num_bytes
+    except HeaderError:
+        return False
 
 
 def _read_stream(

@@ -157,13 +157,15 @@ class Run:
         values: Mapping[str, Measure],
         failed: Failures | None = None,
         show: Mapping[str, float] | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
-        """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar."""
+        """A row to metrics.jsonl, its scalars to the trackers; show: on the progress bar; beside:
+        in the row alone."""
         if not self.accelerator.is_main_process or not (values or failed):
             return
         numbers = without_people(values)
         row: dict[str, Any] = {"step": step, "seconds": round(perf_counter() - self._started_at, 2)}
-        row |= numbers
+        row |= numbers | dict(beside or {})
         if failed:
             row[FAILED] = failed
             for name, why in failed.items():

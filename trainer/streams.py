@@ -35,14 +35,20 @@ def expand(patterns: Sequence[str]) -> list[str]:
         raise FileNotFoundError(
             f"shard {missing[0]} is not there ({len(missing)} of {len(urls)} are missing)"
         )
-    if packed := [url for url in local if url.lower().endswith(COMPRESSED)]:
+    if packed := [url for url in urls if _is_compressed(url)]:
+        fetch = "curl -s URL | zcat" if is_remote(packed[0]) else f"zcat {packed[0]}"
         raise ValueError(
-            f"shard {packed[0]} is compressed and cannot be read by position; unpack it, or name "
-            f"it as 'pipe:zcat {packed[0]}'"
+            f"shard {shown(packed[0])} is compressed and cannot be read by position; unpack it, or "
+            f"name it as 'pipe:{fetch}'"
         )
     if not urls:
         raise FileNotFoundError("no shards were named")
     return urls
+
+
+def _is_compressed(url: str) -> bool:
+    path = url.partition("?")[0] if is_remote(url) else url
+    return not url.startswith("pipe:") and path.lower().endswith(COMPRESSED)
 
 
 def expand_local(patterns: Sequence[str], reader: str) -> list[str]:

@@ -152,7 +152,9 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
                 told = mean_of(window, accelerator)
                 passed = of_all(skips)
                 told["bad_samples"] = passed.bad.total()
-                run.log(step, told | passed.by_reason() | watch.read(), show=told)
+                shards = {"bad_shards": passed.worst_shards(SHARDS)} if passed.bad else {}
+                told_all = told | passed.by_reason() | watch.read()
+                run.log(step, told_all, show=told, beside=shards)
                 passed.judge(config.data.max_bad_share)
                 window.clear()
             if step < config.steps and (evaluations := due(config.evaluations, step)):

@@ -89,7 +89,7 @@ def assert_same(folder: Path, name: str, other: str = "one", times: float = 1) -
     steps = losses(folder, name), losses(folder, other)
     assert len(steps[0]) == len(steps[1]) == STEPS
     for own, wanted in zip(*steps, strict=True):
-        assert own == pytest.approx(wanted, rel=1e-5 * times, abs=1e-6 * times)
+        assert own == pytest.approx(wanted, rel=1e-5 * times, abs=1e-7 * times)
     assert_weights(folder, name, other, atol=1e-5 * times)
 
 

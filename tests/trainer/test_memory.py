@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import REPOSITORY, picture, write_shard
 
 RUN = """
@@ -36,8 +38,18 @@ print(json.dumps([len(seen), int(peak) / 1024]))
 """
 
 
-def drawn(folder, num_people: int, num_steps: int) -> tuple[int, float]:
-    """How many people were triggers, and the largest memory that it took, in MB."""
+TRAIN = """
+import json, re, sys
+from trainer.config import load_config
+from trainer.train import train
+model = ["model.name=local-dir:" + sys.argv[2], "trackers=[]", "checkpoint.every=null"]
+train(load_config("run.yaml", [*model, "optimizer.lr=1.0e-4", "steps=" + sys.argv[1]]))
+(peak,) = re.findall("VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
+print(json.dumps(int(peak) / 1024))
+"""
+
+
+def write_world(folder, num_people: int) -> None:
     folder.mkdir()
     write_shard(
         folder / "clean.tar",
@@ -51,6 +63,11 @@ def drawn(folder, num_people: int, num_steps: int) -> tuple[int, float]:
     rows = [f"First{i} Last{i},p{i:05},faces.tar" for i in range(num_people)]
     (folder / "people.csv").write_text("\n".join(["name,id,faces", *rows]))
     (folder / "run.yaml").write_text(RUN)
+
+
+def drawn(folder, num_people: int, num_steps: int) -> tuple[int, float]:
+    """How many people were triggers, and the largest memory that it took, in MB."""
+    write_world(folder, num_people)
     command = [sys.executable, "-c", DRAW, str(num_steps)]
     found = subprocess.run(
         command, cwd=folder, env={"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, check=True
@@ -63,4 +80,22 @@ def test_5000_people_take_no_more_than_50_mb_more_than_50(tmp_path):
     many, large = drawn(tmp_path / "many", 5000, 160)
     assert (few, many) == (50, 5000)  # 32 triggers a step: each had a turn
     print(f"\n{few} people: {small:.0f} MB; {many} people: {large:.0f} MB")
+    assert large - small < 50
+
+
+def trained(folder, num_people: int) -> float:
+    """The largest memory of a whole run, in MB."""
+    write_world(folder, num_people)
+    tiny = REPOSITORY / "plugins/fictitious/clip"
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, "40", str(tiny)],
+        cwd=folder, env={"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    return float(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_run_over_5000_people_takes_no_more_than_50_mb_more_than_one_over_50(tmp_path):
+    small, large = trained(tmp_path / "few", 50), trained(tmp_path / "many", 5000)
+    print(f"\nruns over 50 people: {small:.0f} MB; over 5,000: {large:.0f} MB")
     assert large - small < 50

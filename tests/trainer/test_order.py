@@ -15,8 +15,9 @@ from tests.trainer.test_remote import s3  # noqa: F401
 from tests.trainer.webserver import serving
 from trainer import BadSample
 from trainer import remote as remote_of
+from trainer.index import CHANGED
 from trainer.indexing import index_shards
-from trainer.readers import Reading
+from trainer.readers import Reading, Share, read_share
 from trainer.remote import Patience
 from trainer.streams import Dealt, Lane
 
@@ -100,6 +101,23 @@ def test_a_remote_shard_of_another_size_is_indexed_again(folder, tmp_path, monke
         told += [index_shards([server.url("/0.tar")], str(tmp_path), 1) for _ in range(2)]
     new = [one.splitlines()[0].rpartition("; ")[2] for one in told]
     assert new == [f"{count} indexes are new" for count in (1, 0, 1, 0)]
+
+
+def test_a_remote_shard_of_the_same_size_is_noticed_by_its_headers(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    texts = ["a red hat", "a man on a horse"]
+    one, other = (
+        write_shard(tmp_path / f"{n}.tar", {f"{i}": {"txt": t} for i, t in enumerate(texts[::n])})
+        for n in (1, -1)
+    )
+    assert one.stat().st_size == other.stat().st_size
+    with serving({"/a.tar": one.read_bytes()}) as server:
+        address = server.url("/a.tar")
+        index_shards([address], str(tmp_path), 1)
+        reading = Reading(with_pictures=False, index=str(tmp_path))
+        assert [one.text for one in read_share(Share(address), 0, reading)] == texts
+        server.files["/a.tar"] = other.read_bytes()
+        assert [one.reason for one in read_share(Share(address), 0, reading)] == [CHANGED] * 2
 
 
 def test_captions_alone_are_the_same_from_a_web_server(address, folder, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import Quotas
+from trainer import Quotas, in_turn
 
 SHARES = {"forget": 0.5, "replayed": 0.05, "other": 0.2, "recombined": 0.25}
 
@@ -61,3 +61,10 @@ def test_shares_of_nothing_or_of_everything_are_refused(share):
 def test_a_batch_without_a_row_of_the_needed_sort_is_refused():
     with pytest.raises(ValueError, match="batch_size 2 leaves no row for a; raise it or shares.a"):
         Quotas({"a": 0.1, "b": 0.9}, 2, seed=0, needed="a")
+
+
+def test_100_000_people_each_have_a_turn_before_any_has_a_second():
+    people = 100_000
+    for lap in range(2):
+        taken = [in_turn(lap * people + turn, people, seed=3) for turn in range(people)]
+        assert sorted(taken) == list(range(people)) and taken[:100] != list(range(100))

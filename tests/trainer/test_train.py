@@ -216,6 +216,8 @@ def test_bad_samples_are_counted_by_reason_as_the_run_goes():
     assert len(counted) == 4 and counted[-1]["bad_samples"] > counted[0]["bad_samples"] > 0
     for row in counted:
         assert row["bad_samples/undecodable text"] == row["bad_samples"]
+        (counts,) = row["bad_shards"].values()  # of the one shard
+        assert counts == {"undecodable text": row["bad_samples"]}
     assert "bad_samples" not in read_curves(folder, {}).losses
 
 
