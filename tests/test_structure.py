@@ -14,6 +14,7 @@ FLOORS = [
     [
         "losses",
         "attention",
+        "randomness",
         "hookspecs",
         "quotas",
         "decoding",

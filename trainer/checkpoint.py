@@ -24,6 +24,7 @@ from torch import Tensor
 from trainer.failures import cause
 from trainer.files import NotWritten, is_full, sha256_of, sync
 from trainer.measures import Measures, packed
+from trainer.randomness import random_state
 from trainer.saved import (
     CONFIG,
     FILES,
@@ -82,7 +83,7 @@ class Checkpoints:
         """Called by all ranks. window: losses that are not logged yet."""
         started_at = perf_counter()
         losses = [{name: value.item() for name, value in one.items()} for one in window]
-        shares = gather_object([(positions, skips, losses, torch.get_rng_state())])
+        shares = gather_object([(positions, skips, losses, random_state())])
         self.wait()
         weights = self._to_host(self._spread.weights())
         moments = self._to_host(self._spread.moments())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.files import sha256_of
 from trainer.measures import Measures, unpacked
+from trainer.randomness import set_random_state
 from trainer.skips import Skips
 from trainer.spread import Spread
 from trainer.steps import StreamState
@@ -63,7 +64,7 @@ class Saved:
         spread.load_scale(self.scale)
         states = torch.load(self.folder / RANDOM, weights_only=True)
         if rank < len(states):
-            torch.set_rng_state(states[rank])
+            set_random_state(states[rank])
 
 
 class Tensors(Mapping[str, Tensor]):
