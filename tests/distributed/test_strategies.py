@@ -247,7 +247,7 @@ def test_compiled_blocks_that_are_computed_again_give_the_same(world):
     [
         ("one", [RECOMPUTED]),
         ("one", ["memory.teacher=offloaded"]),
-        ("ddp", ["memory.teacher=sharded"]),
+        pytest.param("ddp", ["memory.teacher=sharded"], marks=pytest.mark.slow),
         ("zero3", [RECOMPUTED, "memory.teacher=sharded"]),
         ("fsdp2", [RECOMPUTED, "memory.teacher=offloaded"]),
     ],
@@ -259,7 +259,13 @@ def test_what_saves_memory_changes_nothing(world, name, memory):
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [("zero3", "one"), ("zero2", "fsdp2"), ("fsdp2", "zero3"), ("ddp", "zero1")]
+    ("first", "then"),
+    [
+        ("zero3", "one"),
+        ("zero2", "fsdp2"),
+        ("fsdp2", "zero3"),
+        pytest.param("ddp", "zero1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then):
     """And on another number of processes; it leaves by its own limit of time."""
