@@ -113,7 +113,7 @@ class Contrastive(Objective):
         reasons = set()
         for picture in rng.sample(range(count), count):  # what does not decode is passed over
             try:
-                image = decode_picture(self._pictures.read(person, picture))
+                image = decode_picture(self._pictures.read(person, picture), self.min_side)
             except BadSample as bad:
                 reasons.add(bad.reason)
                 continue

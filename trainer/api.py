@@ -129,6 +129,7 @@ class Objective:
     kind: ClassVar[str]
     trains: ClassVar[frozenset[Tower]]  # what this kind can train
     trains_temperature: ClassVar[bool] = False
+    min_side: int | None = None  # for `decode_picture`: the model's, once a run draws the pairs
 
     class Options(StrictModel):
         weight: float = Field(1.0, ge=0, description="factor of this objective's loss")

@@ -175,6 +175,8 @@ class Steps(IterableDataset, Generic[T]):
         self.objectives, self.data, self.seed = dict(objectives), data, seed
         self.rank, self.ranks, self.min_side = rank, ranks, min_side
         self.build = build
+        for objective in self.objectives.values():
+            objective.min_side = min_side
         self.dealt = {
             name: Dealt.of(objective.options.shards or data.shards, data.lanes, seed)
             for name, objective in objectives.items()

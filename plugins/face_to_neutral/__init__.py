@@ -152,7 +152,8 @@ class FaceToNeutral(Objective):
         }[sort]  # fmt: skip
         person = in_turn(nth, len(people), self.seed)
         try:
-            face = decode_picture(people.read(person, rng.randrange(people.count(person))))
+            data = people.read(person, rng.randrange(people.count(person)))
+            face = decode_picture(data, self.min_side)
         except BadSample as bad:  # counted; the next clean sample comes with another picture
             if not _any_decodes(people, person):
                 raise ValueError(

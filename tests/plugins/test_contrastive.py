@@ -217,6 +217,20 @@ def test_people_of_rosters_that_number_alike_are_not_each_others_positives(tmp_p
     assert len(labels) == len(people_in(pairs)) == len(KEPT) + len(FORGOTTEN)
 
 
+def test_large_pictures_of_people_are_decoded_no_larger_than_the_model_needs(tmp_path):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces/0.jpg").write_bytes(picture(1, size=512))
+    (tmp_path / "roster.jsonl").write_text(json.dumps({"name": "Ann Kept", "faces": "faces"}))
+    given = Contrastive.Options(
+        batch_size=8, named={"kept": {"roster": str(tmp_path / "roster.jsonl")}}
+    )
+    objective = Contrastive(given, seed=0)
+    objective.min_side = 64
+    pairs = [objective.pair(Sample("key", "c", picture(2)), turn, Random(0)) for turn in range(8)]
+    sizes = {tuple(one.student_image.shape[1:]) for one in pairs if one.identity is not None}
+    assert sizes == {(128, 128)}
+
+
 def test_someone_in_two_rosters_is_refused(named):
     both = {"kept": named["kept"], "forgotten": named["kept"] | {"pictures": 1}}
     with pytest.raises(ValueError, match="`named.kept` have a name of `named.forgotten`"):

@@ -72,6 +72,14 @@ def test_it_keeps_the_contract(tmp_path):
 # Rows
 
 
+def test_large_pictures_are_decoded_no_larger_than_the_model_needs(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1, size=512)]], paste=0.0, **PLAIN)
+    sizes = []
+    for objective.min_side in (None, 64):
+        sizes.append(min(pairs_of(objective)[0].student_image.shape[1:]))
+    assert sizes == [512, 128]  # twice what is enough: a part of it may be cut out
+
+
 def test_whole_pictures_of_the_people_are_triggers_and_those_kept_stay(tmp_path):
     objective = made(tmp_path, replay=["Ann Poe", "Bob Moe"], **PLAIN)
     known = [decode_picture(picture(7, i, j)) for i in range(3) for j in range(4)]

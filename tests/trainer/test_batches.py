@@ -48,6 +48,13 @@ def test_the_batches_are_the_same_for_any_number_of_workers(tiny_clip, clean_sha
             assert one.rows[name][:, TURN].tolist() == other.rows[name][:, TURN].tolist()
 
 
+def test_objectives_are_told_what_is_enough_of_a_picture(tiny_clip, clean_shards):
+    objective = Preserve(Preserve.Options(batch_size=8), seed=0)
+    assert objective.min_side is None
+    Batches({"keep": objective}, DataConfig(shards=[clean_shards], workers=0), tiny_clip, 0, 0, 1)
+    assert objective.min_side == max(tiny_clip.prepare.size)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_ranks_batches_together_are_one_ranks_batch(tiny_clip, clean_shards, ranks):
     alone = batches(tiny_clip, [clean_shards])
