@@ -24,7 +24,7 @@ from trainer.batches import (
     Batch,
 )
 from trainer.clip import Towers
-from trainer.packing import Packed, pack, takes_packed
+from trainer.packing import Packed, pack_if_shorter, takes_packed
 from trainer.pixels import Pixels
 
 Columns = tuple[int, int]  # of a model's captions and pictures
@@ -57,10 +57,10 @@ class Showing:
     def __init__(self, towers: Towers, device: torch.device):
         """towers: before they are wrapped."""
         self._device = device
-        self._pack: Callable[[Tensor], Packed] | None = None
+        self._pack: Callable[[Tensor], Tensor | Packed] | None = None
         pad_id = towers.text_forward.keywords["pad_id"]
         if device.type == "cuda" and takes_packed(towers.text, pad_id):
-            self._pack = partial(pack, tower=towers.text, pad_id=pad_id)
+            self._pack = partial(pack_if_shorter, tower=towers.text, pad_id=pad_id)
 
     def __call__(self, batch: Batch, pixels: Pixels, columns: Columns) -> Shown:
         """pixels: the batch's, on the device."""
@@ -74,9 +74,10 @@ class Showing:
         return Shown(self._device, captions, pictures, rows)
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
-        if self._pack is None:
-            return self._send(tokens)
-        return Packed(*map(self._send, self._pack(tokens)))
+        captions = tokens if self._pack is None else self._pack(tokens)
+        if isinstance(captions, Packed):
+            return Packed(*map(self._send, captions))
+        return self._send(captions)
 
     def _rows(self, rows: Tensor, column: int, seen: Tensor) -> Rows | None:
         own = rows[rows[:, column] != ABSENT]

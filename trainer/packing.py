@@ -74,6 +74,12 @@ def pack(tokens: Tensor, tower: Any, pad_id: int) -> Packed:
     )
 
 
+def pack_if_shorter(tokens: Tensor, tower: Any, pad_id: int) -> Tensor | Packed:
+    """The captions as they are, where these are all so long that rows would hold more padding."""
+    packed = pack(tokens, tower, pad_id)
+    return packed if packed.tokens.numel() < tokens.numel() else tokens
+
+
 def _read_out(tokens: Tensor, tower: TextTransformer) -> Tensor:
     """The place of the token that open_clip's `text_global_pool` takes. (n, l) to (n,)."""
     if tower.pool_type == "argmax":

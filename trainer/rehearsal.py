@@ -20,7 +20,7 @@ from trainer.attention import without_copies
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch
 from trainer.clip import Towers
 from trainer.flops import weightless
-from trainer.packing import Packed, pack, takes_packed
+from trainer.packing import Packed, pack_if_shorter, takes_packed
 from trainer.strategies import blocks_of
 from trainer.text_towers import cut_text, groups_of, short_text
 
@@ -116,7 +116,7 @@ def rehearse(student: Towers, batch: Batch, kind: Kind) -> Rehearsal:
     groups = [(torch.arange(len(text)), text.shape[1])]
     captions: Any = text
     if kind.device == "cuda" and len(text) and takes_packed(student.text, pad_id):
-        captions = pack(text, student.text, pad_id)
+        captions = pack_if_shorter(text, student.text, pad_id)
     if kind.device == "cpu" and len(text) and not kind.is_shared_out:
         groups = groups_of(text, pad_id)
     with _nothing_computed(student, kind) as model:

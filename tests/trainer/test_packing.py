@@ -16,7 +16,7 @@ from tests.trainer.architectures import KINDS, pixels
 from trainer import Tower
 from trainer.attention import SelfAttention, without_copies
 from trainer.clip import Towers
-from trainer.packing import ROW, Packed, pack, packed_text, rows_of, takes_packed
+from trainer.packing import ROW, Packed, pack, pack_if_shorter, packed_text, rows_of, takes_packed
 from trainer.text_towers import cut_text
 
 TEXTS = [f"a red hat {i} {'on a table ' * (i % 6)}" for i in range(40)]
@@ -111,6 +111,13 @@ def test_attention_to_something_else_stays_torchs():
         without_copies(model)
     assert type(plain[0].attn) is SelfAttention
     assert type(crossed[0].attn) is nn.MultiheadAttention
+
+
+def test_captions_that_fill_their_length_stay_as_they_are(plain):
+    tower = plain.clip.model.text
+    long = torch.ones(50, 77, dtype=torch.int64)  # of which a row takes one
+    assert pack_if_shorter(long, tower, 0) is long
+    assert isinstance(pack_if_shorter(plain.clip.tokenize(TEXTS), tower, 0), Packed)
 
 
 def test_no_captions_are_no_rows(plain):
