@@ -123,7 +123,7 @@ def _read_rows_remote(
         return
     wanted = PARTS if reading.with_pictures else PARTS[:-1]
     start = min((int(e[0]) for e in shard.extents[rows.start] if e[0] >= 0), default=BLOCK)
-    with RemoteFile(url, start - BLOCK, reading.patience) as file:
+    with RemoteFile(url, max(0, start - BLOCK), reading.patience) as file:
         is_changed = file.size is not None and file.size != size
         for row in rows:
             if is_changed or row in shard.wrong:

@@ -180,9 +180,7 @@ class Run:
 
     def finish(self, before: Measures, after: Measures, skips: Skips, steps: int) -> None:
         """results.json, the report, and the table a stranger understands."""
-        total_skips = Skips()
-        for one in gather_object([skips]):
-            total_skips += one
+        total_skips = of_all(skips)
         if not self.accelerator.is_main_process:
             return
         total = round(perf_counter() - self._started_at, 2)
@@ -243,3 +241,11 @@ def set_aside(folder: Path) -> Path | None:
         return None
     places = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
     return folder.rename(next(place for place in places if not place.exists()))
+
+
+def of_all(skips: Skips) -> Skips:
+    """What all ranks passed over, up to here, be it of one rank's shards alone; a collective."""
+    everywhere = Skips()
+    for own in gather_object([skips]):
+        everywhere += own
+    return everywhere

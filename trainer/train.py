@@ -26,7 +26,7 @@ from trainer.flops import Flops
 from trainer.interruption import Interruption
 from trainer.launching import PRECISIONS
 from trainer.optim import Pull, learning_rate, make_optimizer
-from trainer.runs import Run
+from trainer.runs import Run, of_all
 from trainer.skips import Skips
 from trainer.steps import check_sizes
 from trainer.strategies import compile_blocks, is_compiled, prepare, start
@@ -210,11 +210,3 @@ def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[s
     stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in window])
     means = accelerator.reduce(stacked.mean(0), "mean").tolist()
     return dict(zip(names, means, strict=True))
-
-
-def of_all(skips: Skips) -> Skips:
-    """What all ranks passed over, up to here, be it of one rank's shards alone; a collective."""
-    everywhere = Skips()
-    for own in gather_object([skips]):
-        everywhere += own
-    return everywhere
