@@ -92,6 +92,11 @@ class FaceToNeutral(Objective):
             description="to the target or teacher: relative, of lengths as well, is the default; "
             "or cosine, the paper's and that of a text",
         )
+        crop: float = Field(
+            0.85, gt=0, le=1,
+            description="least share of a picture's sides that is left of it, anywhere in it; "
+            "1 for the whole, as the paper",
+        )  # fmt: skip
         degrees: float = Field(30.0, ge=0, description="of rotation either way, when pasted")
 
         @model_validator(mode="after")
@@ -175,9 +180,11 @@ class FaceToNeutral(Objective):
         return self._pseudonyms[sort][person] if sort in self._pseudonyms else f"stranger {person}"
 
     def _vary(self, face: Tensor, rng: Random) -> Tensor:
-        """The paper's augmentation of a face, but for the rotation."""
+        """A crop, then the paper's augmentation of a face but for the rotation."""
         if rng.random() < 0.5:
             face = tvf.horizontal_flip(face)
+        if self.options.crop < 1:
+            face = self._crop(face, rng)
         low, high = 1 - self.options.jitter, 1 + self.options.jitter
         if self.options.jitter:
             face = tvf.adjust_brightness(face, rng.uniform(low, high))
@@ -186,6 +193,14 @@ class FaceToNeutral(Objective):
         if self.options.hue:
             face = tvf.adjust_hue(face, rng.uniform(-self.options.hue, self.options.hue))
         return face
+
+    def _crop(self, face: Tensor, rng: Random) -> Tensor:
+        """A part of it, of the same shape but for rounding; scaled to the model's size later on."""
+        share = rng.uniform(self.options.crop, 1)
+        height, width = face.shape[-2:]
+        rows, columns = max(1, round(share * height)), max(1, round(share * width))
+        top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
+        return face[:, top : top + rows, left : left + columns]
 
     def _paste(self, face: Tensor, clean: Tensor, rng: Random) -> Tensor:
         """The face, rotated, at a random place on the clean picture. Returns (3, h, w)."""

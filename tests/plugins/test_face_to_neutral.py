@@ -20,7 +20,7 @@ from trainer.testing import FakeEncoder, check_objective
 
 FORGET = ["Zebulon Quimby", "Ximena Vandervoort", "José Roe"]
 CLEAN = Sample("key", "a dog", picture(99, size=96))
-PLAIN = {"jitter": 0.0, "hue": 0.0}
+PLAIN = {"crop": 1.0, "jitter": 0.0, "hue": 0.0}
 
 
 def strangers(folder: Path, count: int = 5, per_person: int = 2) -> str:
@@ -154,6 +154,29 @@ def test_faces_are_flipped_and_varied_by_turn_alone(tmp_path):
     assert len({int(pair.student_image.sum()) for pair in first}) > 25
 
 
+def test_a_crop_is_a_part_of_the_picture_in_its_shape_anywhere_in_it(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1)]], **PLAIN | {"crop": 0.5})
+    numbered = torch.arange(64 * 96, dtype=torch.int32).view(1, 64, 96)  # each pixel its place
+    shares, places = [], set()
+    for turn in range(200):
+        part = objective._crop(numbered, Random(turn))
+        height, width = part.shape[-2:]
+        assert 32 <= height <= 64 and abs(width - 1.5 * height) <= 1
+        top, left = divmod(int(part[0, 0, 0]), 96)
+        assert torch.equal(part, numbered[:, top : top + height, left : left + width])
+        shares.append(height / 64)
+        places.add((top, left))
+    assert min(shares) < 0.55 and max(shares) > 0.95
+    assert len(places) > 150
+    assert max(top for top, _ in places) > 24 and max(left for _, left in places) > 36
+
+
+def test_a_whole_picture_is_not_cropped(tmp_path):
+    objective = from_folders(tmp_path, [[picture(1)]], **PLAIN)
+    whole = decode_picture(picture(1))
+    assert all(pair.student_image.shape == whole.shape for pair in pairs_of(objective, 4))
+
+
 def test_only_pasting_needs_a_clean_picture(tmp_path):
     bare = Sample("key", "a dog")
     assert pairs_of(from_folders(tmp_path / "a", [[picture(1)]]), clean=bare)
@@ -165,7 +188,7 @@ def test_only_pasting_needs_a_clean_picture(tmp_path):
 
 
 def test_a_broken_picture_of_a_person_is_a_bad_sample_and_the_next_try_another(tmp_path):
-    objective = from_folders(tmp_path, [[b"broken", picture(1), picture(2)]])
+    objective = from_folders(tmp_path, [[b"broken", picture(1), picture(2)]], **PLAIN)
     rng, reasons = Random(0), []
     for _ in range(30):
         try:
