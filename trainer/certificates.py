@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -32,13 +33,14 @@ from trainer.fingerprints import (
     written,
 )
 from trainer.names import fold
-from trainer.results import read_results
+from trainer.results import Results, path_of, read_results
 from trainer.roster import KEY_FILE, read_roster
 from trainer.sections import ModelConfig
 from trainer.versions import code_version
 from trainer.worst_off import read_people
 
-FORMAT = "clip-unlearn certificate 1"
+FORMAT = "clip-unlearn certificate 2"
+FAILED = "failed: it measured nothing"
 SIGNATURE = ".sig"  # beside the certificate
 NOT_ATTACKED = "not attacked: no evaluation of single people had enough pictures of this person"
 
@@ -82,7 +84,7 @@ def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
         "code": {"run": dict(results.code) or None, "issued": code_version()},
         "model": {"name": model.name, "weights_sha256": hashes},
         "configuration_sha256": hashlib.sha256(config_bytes).hexdigest(),
-        "attacks": _attacks(config),
+        "evaluations": _evaluations(config, results),
         "limits": LIMITS,
     }
     into.mkdir(parents=True, exist_ok=True)
@@ -157,13 +159,27 @@ def canonical(certificate: dict[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def _attacks(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What was measured: kinds and their numbers, no path, which may tell of people."""
-    return {
-        name: {"kind": options["kind"]}
-        | {key: one for key, one in options.items() if isinstance(one, int) and key != "every"}
-        for name, options in config.get("evaluations", {}).items()
-    }
+def _evaluations(config: Mapping[str, Any], results: Results) -> dict[str, dict[str, Any]]:
+    """What was run and what it gave of everybody together: kinds, their numbers, the measures at
+    both moments, or at which it failed. No path, which may tell of people."""
+    found: dict[str, dict[str, Any]] = {}
+    paths: dict[str, str] = {}
+    for name, options in config.get("evaluations", {}).items():
+        numbers = {key: one for key, one in options.items() if isinstance(one, int)}
+        numbers.pop("every", None)
+        found[name] = {"kind": options["kind"], **numbers, "before": {}, "after": {}}
+        paths[f"{path_of(name, options['kind'])}/"] = name
+    for moment, measures in (("before", results.before), ("after", results.after)):
+        for measure, value in measures.items():
+            # The longest: a kind without a name of its own begins those of its kind.
+            path = max(filter(measure.startswith, paths), key=len, default=None)
+            if path and not isinstance(value, list):
+                own = found[paths[path]][moment]
+                own[measure.removeprefix(path)] = value if math.isfinite(value) else None
+        for one in found.values():
+            if not one[moment]:
+                one[moment] = FAILED
+    return found
 
 
 def _write_sealed(path: Path, content: bytes, signer: Ed25519PrivateKey) -> None:

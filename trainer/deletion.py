@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:  # seconds to import
+    from trainer.suppression import Standing
 
 
 @click.command()
@@ -83,7 +87,8 @@ def forget_me(rosters: tuple[Path, ...], index: Path | None) -> None:
 def check(context: click.Context, rosters: tuple[Path, ...], run: Path | None) -> None:
     """Is anyone in ROSTERS who was taken out, or a picture of theirs? Ends with code 1 if so.
 
-    With --run: did that run forget all who were taken out of ROSTERS, and teach none of them?
+    With --run: was that run to forget all who were taken out of ROSTERS, did its attack find
+    none of them afterwards, and did it teach none?
     """
     if run is not None:
         _check_run(context, rosters, run)
@@ -105,10 +110,20 @@ def _check_run(context: click.Context, rosters: tuple[Path, ...], run: Path) -> 
 
     found = [(path, one) for path in rosters for one in standings(path, run)]
     for path, one in found:
-        told = "forgotten" if one.is_forgotten else "not forgotten"
-        told += ", but taught or kept by name" if one.is_taught else ""
-        click.echo(f"{one.pseudonym}, once in {path}: {told} by {run}")
+        click.echo(f"{one.pseudonym}, once in {path}: {_told(one)} by {run}")
     if not found:
         click.echo("nobody was taken out")
-    if any(one.is_taught or not one.is_forgotten for _, one in found):
+    if any(one.is_taught or not one.was_to_be_forgotten or one.found_by for _, one in found):
         context.exit(1)
+
+
+def _told(one: Standing) -> str:
+    if not one.was_to_be_forgotten:
+        told = "not asked to be forgotten"
+    elif one.found_by is None:
+        told = "asked to be forgotten, but not attacked"
+    elif one.found_by:
+        told = f"asked to be forgotten, but still found by {one.found_by} prompts of the attack,"
+    else:
+        told = "forgotten, as far as the attack finds,"
+    return told + (" and taught or kept by name" if one.is_taught else "")

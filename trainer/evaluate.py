@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.encoder import ClipEncoder
 from trainer.failures import Failed, on_all_ranks
 from trainer.measures import Measures
+from trainer.results import path_of
 from trainer.runs import Failures, Run
 from trainer.sections import ModelConfig
 from trainer.skips import Skips
@@ -31,7 +32,7 @@ def measure(
     found: Measures = {}
     failed: Failures = {}
     for name, evaluation in evaluations.items():
-        path = prefix(name, evaluation)
+        path = path_of(name, evaluation.kind)
         try:
             own = on_all_ranks(partial(_all_of, evaluation, student, teacher))
         except Failed as error:
@@ -43,10 +44,6 @@ def measure(
 
 def _all_of(evaluation: Evaluation, student: Encoder, teacher: Encoder) -> Measures:
     return dict(evaluation.run(student, teacher))
-
-
-def prefix(name: str, evaluation: Evaluation) -> str:
-    return evaluation.kind if name == evaluation.kind else f"{evaluation.kind}/{name}"
 
 
 def due(evaluations: Mapping[str, Evaluation], step: int) -> dict[str, Evaluation]:

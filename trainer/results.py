@@ -14,6 +14,12 @@ from trainer.statistics import Estimate
 Measures = Mapping[str, Any]  # by full name: a float, or a list where it is a histogram
 
 
+def path_of(name: str, kind: str) -> str:
+    """What the measures of an evaluation begin with: zero_shot/colour for a zero_shot of that name;
+    the kind alone where it is the name."""
+    return kind if name == kind else f"{kind}/{name}"
+
+
 class Failure(NamedTuple):
     """An evaluation that gave nothing, at each of these steps for the same cause."""
 

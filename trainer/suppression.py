@@ -30,6 +30,7 @@ from trainer.pictures import Pictures
 from trainer.removal import Part, parts_of, replace_whole
 from trainer.results import read_results
 from trainer.roster import KEY_FILE, Identity, names_of, read_roster
+from trainer.worst_off import WON, read_people
 
 RECORD = "suppressed.jsonl"
 
@@ -56,8 +57,9 @@ class Standing(NamedTuple):
     """Someone who was taken out of a roster, and what a run did with their name or an alias."""
 
     pseudonym: str
-    is_forgotten: bool
+    was_to_be_forgotten: bool
     is_taught: bool
+    found_by: int | None  # prompts of its attack, after it; None: they were not attacked
 
 
 def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | None:
@@ -123,7 +125,8 @@ def suppressed_in(roster: Path) -> list[Found]:
 
 
 def standings(roster: Path, run: Path) -> list[Standing]:
-    """Of everyone in the record beside the roster, by the rosters that the run's objectives read.
+    """Of everyone in the record beside the roster, by the rosters that the run's objectives read
+    and by what its attack found.
 
     Raises ValueError and FileNotFoundError where these do not tell.
     """
@@ -141,14 +144,33 @@ def standings(roster: Path, run: Path) -> list[Standing]:
     )
     asked = {one.pseudonym for path in forget for one in people[path]}
     since = _taken_out_since(rows, asked, digest, run)
-    return [
-        Standing(
+    called = {  # in the run, whose rosters may have another key
+        _hash(key, "name", fold(n).encode()): one.pseudonym
+        for path in forget for one in people[path] for n in names_of([one])
+    }  # fmt: skip
+    found_by = _found_by(run)
+
+    def standing(row: Mapping[str, Any]) -> Standing:
+        known_as = {row["pseudonym"], *(called[name] for name in row["names"] if name in called)}
+        found = [found_by[one] for one in known_as if one in found_by]
+        return Standing(
             row["pseudonym"],
             row["pseudonym"] in since or not forgotten.isdisjoint(row["names"]),
             not taught.isdisjoint(row["names"]),
+            max(found, default=None),
         )
-        for row in rows
-    ]
+
+    return [standing(row) for row in rows]
+
+
+def _found_by(run: Path) -> dict[str, int]:
+    """By pseudonym: prompts of the attack that found them after the run, of several the most."""
+    found: dict[str, int] = {}
+    for row in read_people(run):
+        won = row.get("after", {}).get(WON)
+        if row["measure"].startswith("identity_inference/") and won is not None:
+            found[row["identity"]] = max(won, found.get(row["identity"], 0))
+    return found
 
 
 def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:

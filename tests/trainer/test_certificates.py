@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tests.conftest import REPOSITORY
 from tests.trainer.run_folders import full_run, person
-from trainer.certificates import NOT_ATTACKED, issue, verify
+from trainer.certificates import FAILED, NOT_ATTACKED, issue, verify
 from trainer.cli import cli
 from trainer.fingerprints import fingerprints
 from trainer.roster import read_roster
@@ -46,12 +46,13 @@ def run(tmp_path) -> Path:
             "names": {"kind": "name_to_person", "roster": str(roster)},
         },
         "evaluations": {
-            "attack": {
+            "identity_inference": {
                 "kind": "identity_inference",
                 "every": 10,
                 "pictures": 20,
                 "groups": {"forget": "a/b.csv"},
-            }
+            },
+            "aliases": {"kind": "identity_inference"},
         },
     }
     attacked = [person(one.pseudonym, "forget", 21, 0) for one in read_roster(roster)[:2]]
@@ -61,6 +62,7 @@ def run(tmp_path) -> Path:
     (folder / "model/open_clip_model.safetensors").write_bytes(b"the student's weights")
     results = json.loads((folder / "results.json").read_text())
     results["fingerprints"] = fingerprints(config, folder)
+    results["before"]["identity_inference/aliases/forget/tpr"] = 0.5  # and failed afterwards
     assert len(results["fingerprints"]) == 3
     (folder / "results.json").write_text(json.dumps(results))
     return folder
@@ -90,9 +92,19 @@ def test_a_certificate_says_what_was_found_of_which_model(sealed, key):
         "before": hashlib.sha256(before.read_bytes()).hexdigest(),
         "after": hashlib.sha256(b"the student's weights").hexdigest(),
     }
-    assert found["attacks"] == {"attack": {"kind": "identity_inference", "pictures": 20}}
     assert found["code"]["run"] == {"version": "0.1.0", "commit": "0123abc"}
     assert "not a guarantee" in found["limits"]
+
+
+def test_it_says_what_each_evaluation_gave_of_everybody_and_which_gave_nothing(sealed, key):
+    found = verify(sealed[NAMES[0]], key[1])["evaluations"]
+    assert found.keys() == {"identity_inference", "aliases"}
+    attack = found["identity_inference"]
+    assert (attack["kind"], attack["pictures"]) == ("identity_inference", 20)
+    assert attack["before"]["forget/tpr"] == 1 and attack["after"]["forget/tpr"] < 0.1
+    assert "forget/prompts_won" not in attack["after"] and "groups" not in attack
+    assert found["aliases"]["before"] == {"forget/tpr": 0.5}
+    assert found["aliases"]["after"] == FAILED
 
 
 def test_who_was_not_attacked_is_told_so(sealed, key):
@@ -181,7 +193,7 @@ def attacked_elsewhere(run: Path, folder: Path, group: str = "forget") -> Path:
     rows = [person(one.pseudonym, group, 21, 0) for one in read_roster(roster)[:2]]
     (run / "people.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["evaluations"]["attack"]["groups"] = {group: str(roster)}
+    config["evaluations"]["identity_inference"]["groups"] = {group: str(roster)}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     return roster
 

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from tests.conftest import picture, write_people, write_shard
-from tests.trainer.run_folders import run_folder
+from tests.trainer.run_folders import person, run_folder
 from trainer import shards
 from trainer.cli import cli
 from trainer.fingerprints import fingerprints
@@ -379,6 +379,11 @@ def finished(folder: Path, objectives: dict[str, dict]) -> Path:
     )[0]
 
 
+NOT_ATTACKED = "asked to be forgotten, but not attacked"
+FORGOTTEN = "forgotten, as far as the attack finds,"
+STILL_FOUND = "asked to be forgotten, but still found by {} prompts of the attack,"
+
+
 def checked(roster: Path, run: Path):
     done = call("check", str(roster), "--run", str(run))
     assert not any(part in done.output for name in NAMES for part in name.split())
@@ -411,8 +416,27 @@ def test_a_run_that_forgot_all_who_were_taken_out_passes(removed, tmp_path):
     )
     assert checked(roster, run) == (
         0,
-        [f"{one}, once in {roster}: forgotten by {run}" for one in (first, second)],
+        [f"{one}, once in {roster}: {NOT_ATTACKED} by {run}" for one in (first, second)],
     )
+
+
+def test_what_the_runs_attack_found_of_them_is_told(removed, tmp_path):
+    """Under the pseudonyms of the run's rosters, which have another key."""
+    roster, first, second = removed
+    forget = roster_of(tmp_path / "a", GONE, NAMES[2])
+    run = finished(tmp_path, {"names": {"roster": forget}})
+    there = {one.name: one.pseudonym for one in read_roster(Path(forget))}
+    assert not {first, second} & set(there.values())
+    for won, code, told in ((0, 0, FORGOTTEN), (3, 1, f"{STILL_FOUND.format(3)}")):
+        rows = [person(there[GONE], "forget", 21, 0), person(there[NAMES[2]], "forget", 21, won)]
+        (run / "people.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        assert checked(roster, run) == (
+            code,
+            [
+                f"{first}, once in {roster}: {FORGOTTEN} by {run}",
+                f"{second}, once in {roster}: {told} by {run}",
+            ],
+        )
 
 
 def test_who_is_not_in_the_rosters_to_forget_is_told(removed, tmp_path):
@@ -421,8 +445,8 @@ def test_who_is_not_in_the_rosters_to_forget_is_told(removed, tmp_path):
     code, lines = checked(roster, run)
     assert code == 1
     assert lines == [
-        f"{first}, once in {roster}: forgotten by {run}",
-        f"{second}, once in {roster}: not forgotten by {run}",
+        f"{first}, once in {roster}: {NOT_ATTACKED} by {run}",
+        f"{second}, once in {roster}: not asked to be forgotten by {run}",
     ]
 
 
@@ -435,7 +459,7 @@ def test_who_is_taught_by_name_is_told(removed, tmp_path, pictures):
     run = finished(tmp_path, {"names": {"roster": forget}, "pairs": {"named": named}})
     code, lines = checked(roster, run)
     assert code == (pictures != 0)
-    told = "forgotten" if pictures == 0 else "forgotten, but taught or kept by name"
+    told = NOT_ATTACKED if pictures == 0 else f"{NOT_ATTACKED} and taught or kept by name"
     assert lines[1] == f"{second}, once in {roster}: {told} by {run}"
 
 
@@ -444,7 +468,8 @@ def test_who_is_replayed_is_told(removed, tmp_path):
     options = {"roster": roster_of(tmp_path / "a", NAMES[2]), "replay": None}
     options["replay"] = roster_of(tmp_path / "b", GONE)
     code, lines = checked(roster, finished(tmp_path, {"names": options}))
-    assert code == 1 and lines[0].startswith(f"{first}, once in {roster}: not forgotten, but taug")
+    told = "not asked to be forgotten and taught or kept by name"
+    assert code == 1 and lines[0] == f"{first}, once in {roster}: {told} by {tmp_path / 'later'}"
 
 
 def test_who_was_taken_out_of_the_runs_own_roster_after_it_counts_as_forgotten(tmp_path):
@@ -455,7 +480,7 @@ def test_who_was_taken_out_of_the_runs_own_roster_after_it_counts_as_forgotten(t
     forget_me(roster, NAMES[2])
     code, lines = checked(roster, run)
     assert code == 1  # the first was gone before it ran
-    assert [": forgotten by" in line for line in lines] == [False, True, True]
+    assert [f": {NOT_ATTACKED}" in line for line in lines] == [False, True, True]
 
 
 def test_rosters_that_are_others_now_tell_nothing(removed, tmp_path):
