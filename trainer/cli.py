@@ -85,7 +85,8 @@ def train(
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1)
 @click.option(
-    "--checkpoint", help="Weights or exported folder to measure beside CONFIG's own model."
+    "--checkpoint",
+    help="Weights, an exported folder or a run's checkpoints/step-N, beside CONFIG's own model.",
 )
 def evaluate(config: Path, overrides: tuple[str, ...], checkpoint: str | None) -> None:
     """Measure any checkpoint against CONFIG's model, without training."""

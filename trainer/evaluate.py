@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from trainer.failures import Failed, on_all_ranks
 from trainer.measures import Measures
 from trainer.results import path_of
 from trainer.runs import Failures, Run
+from trainer.saved import is_saved, lay_over
 from trainer.sections import ModelConfig
 from trainer.skips import Skips
 from trainer.strategies import start
@@ -57,8 +60,8 @@ def due(evaluations: Mapping[str, Evaluation], step: int) -> dict[str, Evaluatio
 def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
     """Measure a checkpoint beside the configuration's model; the same files as of a run, no model.
 
-    checkpoint: weights of the same architecture, or the folder of an exported model; None: the
-    configuration's model alone.
+    checkpoint: weights of the same architecture, the folder of an exported model, or a step's of a
+    run's `checkpoints/`; None: the configuration's model alone.
     """
     if not config.evaluations:
         raise ValueError("evaluations: the configuration names none; there is nothing to measure")
@@ -66,13 +69,20 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
     set_seed(config.seed)  # where the configuration's own model has random weights
     run = Run(config, accelerator)
 
-    def encoder(clip: Clip) -> ClipEncoder:
-        towers = clips.frozen(Towers(clip, frozenset(Tower))).to(accelerator.device)
+    def encoder(clip: Clip, saved: Path | None = None) -> ClipEncoder:
+        towers = Towers(clip, frozenset(Tower))
+        if saved is not None:
+            lay_over(saved, towers)
+        towers = clips.frozen(towers).to(accelerator.device)
         return ClipEncoder(towers, towers, clip, accelerator.device)
 
     with run.timed("load"):
-        original = encoder(clips.load(config.model))
-        found = encoder(clips.load(_model_of(config.model, checkpoint))) if checkpoint else original
+        clip = clips.load(config.model)
+        found = original = encoder(clip)
+        if checkpoint and is_saved(Path(checkpoint)):
+            found = encoder(replace(clip, model=deepcopy(clip.model)), Path(checkpoint))
+        elif checkpoint:
+            found = encoder(clips.load(_model_of(config.model, checkpoint)))
     with run.timed("before"):
         before, failed = measure(config.evaluations, original, original)
         after = before

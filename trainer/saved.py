@@ -67,6 +67,27 @@ class Saved:
             set_random_state(states[rank])
 
 
+def lay_over(folder: Path, towers: nn.Module) -> None:
+    """What a run had trained by a checkpoint of its own, over the original that they hold.
+
+    Raises ValueError where it is not whole or is of another model.
+    """
+    if wrong := _damage(folder):
+        raise ValueError(f"{folder} is not whole ({wrong}); name another checkpoint")
+    weights, own = Tensors(folder / MODEL), dict(towers.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    if not weights.shapes().items() <= shapes.items():
+        raise ValueError(f"{folder} is of another model; see to model.name")
+    with torch.no_grad():
+        for name in weights:
+            own[name].copy_(weights[name])
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is such a checkpoint, whole or damaged, and not an exported model."""
+    return (folder / MODEL).is_file()
+
+
 class Tensors(Mapping[str, Tensor]):
     """A safetensors file, of which a tensor is read when it is asked for."""
 

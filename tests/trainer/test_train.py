@@ -95,7 +95,7 @@ def demo_run(small_world) -> Path:
         return small_world / run(
             "demo",
             *("trackers=[wandb]", "output=runs/demo", "profile.steps=[2,2]"),
-            "checkpoint.every=2",
+            *("checkpoint.every=2", "evaluations.identity_inference.every=2"),
         )
     finally:
         os.chdir(before)
@@ -199,6 +199,25 @@ def test_a_checkpoint_is_measured_without_training(demo_run, small_world, monkey
         assert found["after"] == expected["after"] and found["before"] == expected["before"]
         assert found["steps"] == 0 and (config.output / "report.html").is_file()
         assert not (config.output / "model").exists()
+
+
+def test_a_step_that_a_run_saved_is_measured_as_it_was_then(demo_run, small_world, monkeypatch):
+    monkeypatch.chdir(small_world)
+    config = load_config(config_path("demo"), overrides("demo", "output=runs/evaluated"))
+    step = demo_run / "checkpoints/step-00000002"
+    evaluate_checkpoint(config, str(step))
+    after = json.loads((config.output / "results.json").read_text())["after"]
+    [then] = [row for row in rows(demo_run) if "identity_inference/unseen/tpr" in row][1:-1]
+    assert then["step"] == 2
+    own = {name for name in after if name.startswith("identity_inference/") and name in then}
+    assert len(own) > 10 and all(after[name] == then[name] for name in own)
+
+    (damaged := small_world / "step-00000002").mkdir()
+    for file in step.iterdir():
+        data = file.read_bytes()
+        (damaged / file.name).write_bytes(data[:-1] if file.name == "random.pt" else data)
+    with pytest.raises(ValueError, match="is not whole .random.pt is damaged.; name another"):
+        evaluate_checkpoint(config, str(damaged))
 
 
 def test_a_run_does_not_overwrite_an_earlier_one():
