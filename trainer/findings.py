@@ -183,8 +183,10 @@ def verdict(results: Results) -> str:
     if not groups:
         if not asked:
             return "Nobody was asked to be forgotten, and no attack on people to forget was run."
+        failed = any(one.evaluation.startswith("identity_inference") for one in results.failures)
+        why = "the attack failed" if failed else "no attack was configured"
         return (
-            f"{count_people(asked)} asked to be forgotten, and no attack was configured: "
+            f"{count_people(asked)} asked to be forgotten, and {why}: "
             "nothing here says whether the model still knows them."
         )
     path = groups[0].path

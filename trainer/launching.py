@@ -56,19 +56,18 @@ class Launch:
             strategy = "fsdp2"
         if said.get("USE_DEEPSPEED") == "true":
             strategy = f"zero{said.get('DEEPSPEED_ZERO_STAGE', '2')}"
-        parts = said.get("GRADIENT_ACCUMULATION_STEPS", "1")
         return Launch(
             strategy,
             num_devices,
             said.get("MIXED_PRECISION", "no"),
-            int(parts) if parts.isdigit() else 1,
+            _parts_said(environment),
             said.get("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") != "none",
             said.get("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
         )
 
     @staticmethod
-    def of_file(path: Path) -> Launch:
-        """As `accelerate launch --config_file` would start it. Raises ValueError."""
+    def of_file(path: Path, environment: Mapping[str, str] = os.environ) -> Launch:
+        """As `accelerate launch --config_file` would start it here. Raises ValueError."""
         said: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(said, dict) or "distributed_type" not in said:
             raise ValueError(f"{path} names no distributed_type; give a file of launch/")
@@ -86,7 +85,13 @@ class Launch:
             strategy,
             int(said.get("num_processes", 1)),
             str(said.get("mixed_precision", "no")),
-            int(zero.get("gradient_accumulation_steps", 1)),
+            int(zero.get("gradient_accumulation_steps") or _parts_said(environment)),
             zero.get("offload_param_device", "none") != "none",
             zero.get("offload_optimizer_device", "none") != "none",
         )
+
+
+def _parts_said(environment: Mapping[str, str]) -> int:
+    """Of a step, which no file says but DeepSpeed's."""
+    parts = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    return int(parts) if parts.isdigit() else 1

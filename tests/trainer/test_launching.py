@@ -21,6 +21,12 @@ def test_the_file_says_what_accelerate_tells_its_processes(name):
     assert launch.offloads_weights == launch.offloads_moments == name.endswith("_offload")
 
 
+@pytest.mark.parametrize("name", SHARED)
+def test_parts_of_a_step_that_the_environment_says_count_beside_a_file(name):
+    told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    assert Launch.of_file(FOLDER / f"{name}.yaml", told).parts == 4
+
+
 def test_without_a_launcher_there_is_one_process():
     assert Launch.of_environment({}) == Launch.of_file(FOLDER / "cpu.yaml") == Launch()
 
