@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from tests.trainer.run_folders import full_run, measures, run_folder
+from tests.trainer.run_folders import NO_NAMES, full_run, measures, run_folder
 from trainer.curves import found_charts
 from trainer.report import summary, write_report
 
@@ -111,6 +111,13 @@ def test_without_an_attack_the_page_does_not_say_that_anyone_was_forgotten(tmp_p
     assert "no attack was configured" in page.words
     assert page.count("figure") == 2  # the losses of two objectives
     assert "no attack was configured" in " ".join(summary(results).split())
+
+
+def test_an_attack_that_failed_is_not_said_to_be_missing(tmp_path):
+    failed = [{"evaluation": "identity_inference", "step": 0, "cause": NO_NAMES}]
+    folder, results = run_folder(tmp_path, {}, {}, identities=3, failed=failed)
+    assert "3 people asked to be forgotten, and the attack failed" in summary(results)
+    assert "no attack was configured" not in Page(write_report(folder).read_text()).words
 
 
 def test_an_evaluation_without_training_has_no_metrics_file(tmp_path):
