@@ -218,6 +218,24 @@ def kept(results: Results, groups: Iterable[Group]) -> str:
     return ""
 
 
+def harmonic_mean(results: Results) -> tuple[float, float] | None:
+    """Of the pictures of the forgotten that are named wrong and of those to keep, unseen if there
+    are, that are named right; before and after. As MACE (arXiv 2403.06135) has it: 1 is the best.
+    """
+    for kept_group in ("unseen", "replayed"):
+        named = [
+            results.pair(f"identity_inference/{group}/picture_accuracy")
+            for group in ("forget", kept_group)
+        ]
+        if None not in (*named[0], *named[1]):
+            before, after = (
+                0.0 if forget == 1 or keep == 0 else 2 / (1 / (1 - forget) + 1 / keep)
+                for forget, keep in zip(*named, strict=True)
+            )
+            return before, after
+    return None
+
+
 def count_people(number: float | None) -> str:
     if number is None:
         return "the people"

@@ -7,7 +7,9 @@ import pytest
 
 from tests.trainer.run_folders import NO_NAMES, full_run, measures, run_folder
 from trainer.curves import found_charts
+from trainer.findings import harmonic_mean
 from trainer.report import summary, write_report
+from trainer.results import Results
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -111,6 +113,20 @@ def test_without_an_attack_the_page_does_not_say_that_anyone_was_forgotten(tmp_p
     assert "no attack was configured" in page.words
     assert page.count("figure") == 2  # the losses of two objectives
     assert "no attack was configured" in " ".join(summary(results).split())
+
+
+@pytest.mark.parametrize(
+    ("forget", "keep", "wanted"),
+    [(0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (0.25, 0.5, 0.6)],
+)
+def test_forgetting_and_keeping_in_one_figure(tmp_path, forget, keep, wanted):
+    after = measures(0, 0.97)
+    after |= {"identity_inference/forget/picture_accuracy": forget}
+    after |= {"identity_inference/unseen/picture_accuracy": keep}
+    folder, results = run_folder(tmp_path, measures(0, 0.97), after)
+    found = harmonic_mean(Results.of(results))
+    assert found is not None and found[1] == pytest.approx(wanted)
+    assert f"{wanted:.3f} after; 1 is the best" in Page(write_report(folder).read_text()).words
 
 
 def test_an_attack_that_failed_is_not_said_to_be_missing(tmp_path):
