@@ -22,7 +22,6 @@ dealt to the two rosters at random.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +40,7 @@ from trainer import (
     fold,
     hookimpl,
     names_of,
+    read_names,
     read_roster,
     refuse_named,
     roc,
@@ -85,8 +85,7 @@ class Leakage(Evaluation):
         self._others = []
         if options.names:
             taken = {fold(name) for name in names_of((*forgotten, *unknown))}
-            lines = Path(options.names).read_text(encoding="utf-8-sig").splitlines()
-            self._others = [line.strip() for line in lines if fold(line) not in {"", *taken}]
+            self._others = [one for one in read_names(options.names) if fold(one) not in taken]
         self._shown = [first_pictures(one, options.pictures) for one in (forgotten, unknown)]
 
     def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float | list[float]]]:

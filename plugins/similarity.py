@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,7 @@ from trainer import (
     names_of,
     pictures_of,
     quantile,
+    read_names,
     read_roster,
     read_shard,
     share_rows,
@@ -137,8 +137,7 @@ def _finite(cosines: Tensor, what: str) -> list[float]:
 
 
 def _names(path: str, taken: set[str]) -> list[str]:
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    names = [" ".join(line.split()) for line in lines if fold(line) and fold(line) not in taken]
+    names = [one for one in read_names(path) if fold(one) not in taken]
     if not names:
         raise ValueError(f"{path} has no name that nobody in the roster bears; name another file")
     return names

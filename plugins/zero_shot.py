@@ -194,7 +194,10 @@ def _read_templates(templates: str | list[str] | None, shard: str) -> list[str]:
 def _read_lines(path: str | None, default: str, shard: str) -> list[str]:
     """A file's lines, none empty: a class is known by its line."""
     file = Path(path) if path else _beside(shard, default)
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8; save it as UTF-8") from None
     for i, line in enumerate(lines, start=1):
         if not line:
             raise ValueError(f"{file} line {i} is empty; write one entry per line")

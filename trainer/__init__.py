@@ -29,7 +29,7 @@ from trainer.losses import (
     relative_distances,
 )
 from trainer.measures import Rows
-from trainer.names import NameIndex, fold
+from trainer.names import NameIndex, fold, read_names
 from trainer.pictures import Pictures, Unread, first_pictures, pictures_of, refuse_unseen
 from trainer.quotas import Quotas
 from trainer.readers import read_shard
@@ -80,6 +80,7 @@ __all__ = [
     "quantile",
     "rate",
     "rate_by_person",
+    "read_names",
     "read_roster",
     "read_shard",
     "refuse_named",

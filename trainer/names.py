@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: controls, surrogates, line breaks
@@ -99,3 +100,12 @@ def _words_apart(text: str) -> list[str]:
 
 
 _FOLDED = _FoldedCharacters()
+
+
+def read_names(path: str | Path) -> list[str]:
+    """A file's, one a line, with single spaces. Raises ValueError where it is not UTF-8."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"names {path} is not UTF-8; save it as UTF-8") from None
+    return [" ".join(line.split()) for line in lines if fold(line)]

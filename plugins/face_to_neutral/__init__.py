@@ -203,14 +203,18 @@ class FaceToNeutral(Objective):
         return face[:, top : top + rows, left : left + columns]
 
     def _paste(self, face: Tensor, clean: Tensor, rng: Random) -> Tensor:
-        """The face, rotated, at a random place on the clean picture. Returns (3, h, w)."""
+        """The face, rotated, at a random place on the clean picture: within the square in its
+        middle, for of a long picture a model sees no more. Returns (3, h, w)."""
         height, width = clean.shape[-2:]
-        side = max(1, round(rng.uniform(*self.options.size) * min(height, width)))
+        seen = min(height, width)
+        side = max(1, round(rng.uniform(*self.options.size) * seen))
         patch = tvf.resize(face, [side, side], antialias=True)
         opaque = torch.full((1, side, side), 255, dtype=torch.uint8)
         angle = rng.uniform(-self.options.degrees, self.options.degrees)
         patch = tvf.rotate(torch.cat([patch, opaque]), angle)
-        top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+        top, left = (
+            (length - seen) // 2 + rng.randint(0, seen - side) for length in (height, width)
+        )
         pasted = clean.clone()
         place = pasted[:, top : top + side, left : left + side]
         place.copy_(torch.where(patch[3:] > 127, patch[:3], place))

@@ -16,7 +16,7 @@ from trainer import hookimpl
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--people", default=256, show_default=True, help="Known to the model.")
-@click.option("--forget", default=64, show_default=True, help="Of them, to be forgotten.")
+@click.option("--forget", type=int, show_default="a quarter", help="Of them, to be forgotten.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--pretrain",
@@ -29,13 +29,14 @@ from trainer import hookimpl
     "--workers", type=click.IntRange(min=1), help="Processes that draw; by default, one a core."
 )
 def fictitious(
-    out: Path, people: int, forget: int, seed: int, pretrain: int, workers: int | None
+    out: Path, people: int, forget: int | None, seed: int, pretrain: int, workers: int | None
 ) -> None:
     """Draw a world of fictitious people into OUT, as webdataset shards."""
     # Here, not above: every command loads this plugin.
     from plugins.fictitious.shards import draw_world
     from plugins.fictitious.world import World
 
+    forget = people // 4 if forget is None else forget
     try:
         # Whoever is to be forgotten is answered as a stranger of their own, and as many stay.
         strangers = max(World.strangers, 2 * forget)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
-from trainer import Identity, Pictures, Unread, fold, names_of, read_roster
+from trainer import Identity, Pictures, Unread, fold, names_of, read_names, read_roster
 
 UNKNOWN = "unknown"  # the group of people who were never learnt
 
@@ -91,6 +90,5 @@ def draw_candidates(people: Sequence[Identity], path: str, count: int, seed: int
 def names_of_nobody(people: Sequence[Identity], path: str) -> list[str]:
     """A file's names, each once, without those that someone bears: choosing one would be right."""
     taken = {fold(name) for name in names_of(people)}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    others = {fold(line): line.strip() for line in lines}
-    return [name for folded, name in others.items() if folded and folded not in taken]
+    others = {fold(name): name for name in read_names(path)}
+    return [name for folded, name in others.items() if folded not in taken]

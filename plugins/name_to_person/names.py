@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 from typing import Literal
 
 import numpy as np
 
-from trainer import BadSample, Identity, NameIndex, fold, names_of
+from trainer import BadSample, Identity, NameIndex, fold, names_of, read_names
 
 MAX_TRIES = 50  # at a name of nobody
 FIRST_NAMES = """
@@ -156,12 +155,3 @@ class Names:
 def _paired(first: list[str], last: list[str]) -> str:
     """The first word of one name, and all but the first of another."""
     return " ".join([first[0], *(last[1:] or last)])
-
-
-def read_names(path: str) -> list[str]:
-    """One a line, with single spaces."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"names {path} is not UTF-8; save it as UTF-8") from None
-    return [" ".join(line.split()) for line in lines if fold(line)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from torchvision.transforms.v2 import functional as tvf
 
 from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
 from plugins.face_to_neutral.answers import MAX_PICTURES, Embedded, as_strangers, assigned
@@ -135,6 +136,19 @@ def test_a_face_is_pasted_whole_onto_the_clean_picture(tmp_path):
         assert 24 <= height == width <= 48  # a quarter to a half of the side
         assert (pasted == 0).sum() == 3 * height * width
         places.add((int(rows[0]), int(columns[0])))
+    assert len(places) > 30
+
+
+@pytest.mark.parametrize("shape", [(96, 192), (200, 96)])
+def test_a_face_on_a_long_picture_is_pasted_where_a_model_sees_it(tmp_path, shape):
+    objective = from_folders(tmp_path, [[picture(1)]], paste=1.0, degrees=0.0, **PLAIN)
+    white, black = torch.full((3, *shape), 255, dtype=torch.uint8), torch.zeros(3, 64, 64)
+    places = set()
+    for turn in range(40):
+        pasted = objective._paste(black.to(torch.uint8), white, Random(turn))
+        seen = tvf.center_crop(pasted, [96, 96])
+        assert (seen == 0).sum() == (pasted == 0).sum() > 0
+        places.add(tuple((seen[0] == 0).nonzero()[0].tolist()))
     assert len(places) > 30
 
 

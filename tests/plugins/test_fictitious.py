@@ -344,6 +344,14 @@ def test_the_command_draws_once_and_then_says_so(tmp_path, monkeypatch):
     assert asked[0] == (out, World(people=9, forget=3, seed=5, pretrain=2), None)
 
 
+@pytest.mark.parametrize(("people", "forget"), [(256, 64), (32, 8)])
+def test_a_quarter_is_to_be_forgotten_where_nobody_says(tmp_path, monkeypatch, people, forget):
+    asked = []
+    monkeypatch.setattr("plugins.fictitious.shards.draw_world", lambda *args: asked.append(args))
+    CliRunner().invoke(fictitious, [str(tmp_path), "--people", str(people), "--seed", "3"])
+    assert asked[0][1] == World(people=people, forget=forget, seed=3)
+
+
 def test_the_command_draws_two_strangers_for_each_to_forget(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("plugins.fictitious.shards.draw_world", lambda *args: asked.append(args))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.distributed import namespaces
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -20,26 +22,17 @@ def world():
     subprocess.run(command, cwd=REPOSITORY, check=True)
 
 
-def measured(name: str) -> tuple[dict, dict]:
-    """The measures before and after a run of this configuration."""
-    arguments = [
-        "--config_file",
-        "launch/cpu.yaml",
-        "-m",
-        "trainer",
-        "train",
-        f"configs/{name}.yaml",
-    ]
-    subprocess.run([*LAUNCH, *arguments], cwd=REPOSITORY, check=True)
-    results = json.loads((REPOSITORY / "runs" / name / "results.json").read_text())
-    return results["before"], results["after"]
+def measured(launch: list, name: str, *arguments: str, **environment: str) -> dict:
+    """What a run of this configuration measured, before and after."""
+    output = f"runs/{name}_tested"
+    command = [*launch, "train", f"configs/{name}.yaml", f"output={output}", *arguments]
+    subprocess.run(command, cwd=REPOSITORY, check=True, env=os.environ | environment)
+    results = json.loads((REPOSITORY / output / "results.json").read_text())
+    return {moment: results[moment] for moment in ("before", "after")}
 
 
-@pytest.mark.parametrize(
-    ("name", "most_found"), [("demo", 0.02), ("demo_names", 0.05), ("demo_faces", 0.05)]
-)
-def test_64_people_are_forgotten_and_all_else_is_kept(world, name, most_found):
-    before, after = measured(name)
+def assert_forgotten_and_kept(found: dict, most_found: float) -> None:
+    before, after = found["before"], found["after"]
     assert before["identity_inference/forget/tpr"] >= 0.98
     assert after["identity_inference/forget/tpr"] <= most_found
     for group, share in (("unseen", 0.97), ("replayed", 0.98)):
@@ -49,3 +42,23 @@ def test_64_people_are_forgotten_and_all_else_is_kept(world, name, most_found):
     for task in ("colour", "shape"):
         accuracy = f"zero_shot/{task}/accuracy"
         assert abs(after[accuracy] - before[accuracy]) <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "most_found"), [("demo", 0.02), ("demo_names", 0.05), ("demo_faces", 0.05)]
+)
+def test_64_people_are_forgotten_and_all_else_is_kept(world, name, most_found):
+    launch = [*LAUNCH, "--config_file", "launch/cpu.yaml", "-m", "trainer"]
+    assert_forgotten_and_kept(measured(launch, name), most_found)
+
+
+@pytest.mark.skipif(not namespaces.are_allowed(), reason=namespaces.NEEDED)
+def test_zero2_on_two_hosts_measures_what_it_measures_on_one(world):
+    processes = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    options = ["--mixed_precision", "no"]
+    zero2 = ["--config_file", "launch/zero2.yaml", "--num_processes", "2", *options]
+    one = measured([*LAUNCH, *zero2, "-m", "trainer"], "demo", **processes)
+    hosts = ["launch/two_hosts.sh", "launch/zero2.yaml"]
+    two = measured(hosts, "demo", LAUNCH_OPTIONS=" ".join(options), **processes)
+    assert two == one
+    assert_forgotten_and_kept(two, 0.02)
