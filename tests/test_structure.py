@@ -47,7 +47,7 @@ FLOORS = [
     ["preprocess", "testing", "text_towers", "weights", "preview"],
     ["zoo", "pixels", "packing"],
     ["fingerprints"],
-    ["certificates", "comparison"],
+    ["certificates", "comparison", "standings"],
     ["spread"],
     ["strategies", "tracking"],
     ["saved"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:  # seconds to import
-    from trainer.suppression import Standing
+    from trainer.standings import Standing
 
 
 @click.command()
@@ -106,7 +106,7 @@ def check(context: click.Context, rosters: tuple[Path, ...], run: Path | None) -
 
 
 def _check_run(context: click.Context, rosters: tuple[Path, ...], run: Path) -> None:
-    from trainer.suppression import standings
+    from trainer.standings import standings
 
     found = [(path, one) for path in rosters for one in standings(path, run)]
     for path, one in found:

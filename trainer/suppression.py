@@ -15,22 +15,18 @@ import hmac
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import NamedTuple
 
 from trainer.api import BadSample
 from trainer.index import index_path
 from trainer.names import fold
 from trainer.pictures import Pictures
 from trainer.removal import Part, parts_of, replace_whole
-from trainer.results import read_results
 from trainer.roster import KEY_FILE, Identity, names_of, read_roster
-from trainer.worst_off import WON, read_people
 
 RECORD = "suppressed.jsonl"
 
@@ -53,15 +49,6 @@ class Found(NamedTuple):
     pictures: int
 
 
-class Standing(NamedTuple):
-    """Someone who was taken out of a roster, and what a run did with their name or an alias."""
-
-    pseudonym: str
-    was_to_be_forgotten: bool
-    is_taught: bool
-    found_by: int | None  # prompts of its attack, after it; None: they were not attacked
-
-
 def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | None:
     """Take the person of that name or alias out; None where there is nobody of it.
 
@@ -75,7 +62,7 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
         if person is None:
             return None
         record = roster.parent / RECORD
-        begun = any(row["pseudonym"] == person.pseudonym for row in _read_record(record))
+        begun = any(row["pseudonym"] == person.pseudonym for row in read_record(record))
         parts = parts_of(person, people, roster, begun)
         _record(person, parts, roster)
         indexes = _indexes_of([part.path for part in parts if part.is_shard], index)
@@ -103,7 +90,7 @@ def _indexes_of(shards: Sequence[Path], folder: Path | None) -> list[Path]:
 def suppressed_in(roster: Path) -> list[Found]:
     """Everyone of the roster whom its record knows by name, or by the bytes of a picture."""
     path = roster.parent / RECORD
-    people, rows = read_roster(roster), _read_record(path)
+    people, rows = read_roster(roster), read_record(path)
     key = _key_of(roster)
     names = {one for row in rows for one in row["names"]}
     seen = {one for row in rows for one in row["pictures"]}
@@ -112,114 +99,26 @@ def suppressed_in(roster: Path) -> list[Found]:
     places = {one.pseudonym: i for i, one in enumerate(shown)}
     found = []
     for i, person in enumerate(people, start=1):
-        has_name = any(_hash(key, "name", fold(n).encode()) in names for n in names_of([person]))
+        has_name = any(
+            keyed_hash(key, "name", fold(n).encode()) in names for n in names_of([person])
+        )
         again = 0
         if pictures is not None and person.pseudonym in places:
             place = places[person.pseudonym]
             again = sum(
-                _hash(key, "picture", data) in seen for data in _pictures_of(pictures, place)
+                keyed_hash(key, "picture", data) in seen for data in _pictures_of(pictures, place)
             )
         if has_name or again:
             found.append(Found(i, person.pseudonym, has_name, again))
     return found
 
 
-def standings(roster: Path, run: Path) -> list[Standing]:
-    """Of everyone in the record beside the roster, by the rosters that the run's objectives read
-    and by what its attack found.
-
-    Raises ValueError and FileNotFoundError where these do not tell.
-    """
-    rows = _read_record(roster.parent / RECORD)
-    if not rows:
-        return []
-    key = _key_there(roster)
-    digest = read_results(run).fingerprints.get("requests")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    forget, teach = _rosters_of(config["objectives"].values())
-    people = {path: _people_of(path, run) for path in sorted(forget | teach)}
-    forgotten, taught = (
-        {_hash(key, "name", fold(n).encode()) for path in paths for n in names_of(people[path])}
-        for paths in (forget, teach)
-    )
-    asked = {one.pseudonym for path in forget for one in people[path]}
-    since = _taken_out_since(rows, asked, digest, run)
-    called = {  # in the run, whose rosters may have another key
-        _hash(key, "name", fold(n).encode()): one.pseudonym
-        for path in forget for one in people[path] for n in names_of([one])
-    }  # fmt: skip
-    found_by = _found_by(run)
-
-    def standing(row: Mapping[str, Any]) -> Standing:
-        known_as = {row["pseudonym"], *(called[name] for name in row["names"] if name in called)}
-        found = [found_by[one] for one in known_as if one in found_by]
-        return Standing(
-            row["pseudonym"],
-            row["pseudonym"] in since or not forgotten.isdisjoint(row["names"]),
-            not taught.isdisjoint(row["names"]),
-            max(found, default=None),
-        )
-
-    return [standing(row) for row in rows]
-
-
-def _found_by(run: Path) -> dict[str, int]:
-    """By pseudonym: prompts of the attack that found them after the run, of several the most."""
-    found: dict[str, int] = {}
-    for row in read_people(run):
-        won = row.get("after", {}).get(WON)
-        if row["measure"].startswith("identity_inference/") and won is not None:
-            found[row["identity"]] = max(won, found.get(row["identity"], 0))
-    return found
-
-
-def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:
-    """Of people to forget, and of people to keep or to teach by name."""
-    forget, teach = set(), set()
-    for options in objectives:
-        forget |= {options["roster"]} if options.get("roster") else set()
-        teach |= {options["replay"]} if options.get("replay") else set()
-        named = (options.get("named") or {}).values()
-        teach |= {one["roster"] for one in named if one.get("pictures") != 0}  # of 0 it is not read
-    return forget, teach
-
-
-def _people_of(roster: str, run: Path) -> list[Identity]:
-    if not Path(roster).is_file():
-        raise FileNotFoundError(
-            f"roster {roster} of {run} is not there any more; restore it, or call this from the "
-            "folder that the run was started in"
-        )
-    _key_there(Path(roster))
-    return read_roster(roster)
-
-
-def _taken_out_since(
-    rows: Sequence[dict], asked: set[str], digest: str | None, run: Path
-) -> set[str]:
-    """Whom the run was to forget and who was taken out of its rosters after it.
-
-    asked: the pseudonyms that are there now; digest: of those that were there when it ran. As the
-    record keeps its order, they are all from some row on.
-    """
-    from trainer.fingerprints import digest_of  # seconds to import
-
-    removed = [row["pseudonym"] for row in sorted(rows, key=lambda row: row.get("removed_at", ""))]
-    for start in range(len(removed), -1, -1):
-        since = set(removed[start:])
-        if digest is None or digest_of(asked | since) == digest:  # older runs have none
-            return since
-    raise ValueError(
-        f"the rosters that {run} was to forget are others now than when it ran; restore them"
-    )
-
-
 def _record(person: Identity, parts: Sequence[Part], roster: Path) -> None:
     """A line more, or what is new in the line of an attempt that was interrupted."""
     path, key = roster.parent / RECORD, _key_of(roster)
-    rows = {row["pseudonym"]: row for row in _read_record(path)}
-    names = [_hash(key, "name", fold(one).encode()) for one in names_of([person])]
-    pictures = [_hash(key, "picture", data) for part in parts for data in part.pictures]
+    rows = {row["pseudonym"]: row for row in read_record(path)}
+    names = [keyed_hash(key, "name", fold(one).encode()) for one in names_of([person])]
+    pictures = [keyed_hash(key, "picture", data) for part in parts for data in part.pictures]
     before = rows.get(person.pseudonym, {"names": [], "pictures": []})
     rows[person.pseudonym] = {
         "pseudonym": person.pseudonym,
@@ -231,7 +130,7 @@ def _record(person: Identity, parts: Sequence[Part], roster: Path) -> None:
     replace_whole(path, lambda file: file.write(lines.encode()))
 
 
-def _read_record(path: Path) -> list[dict]:
+def read_record(path: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
@@ -281,7 +180,7 @@ def _pictures_of(pictures: Pictures, place: int) -> Iterator[bytes]:
             continue  # gone meanwhile
 
 
-def _hash(key: bytes, what: str, data: bytes) -> str:
+def keyed_hash(key: bytes, what: str, data: bytes) -> str:
     return hmac.digest(key, b"suppressed\0" + what.encode() + b"\0" + data, "sha256").hex()
 
 
@@ -289,7 +188,7 @@ def _key_of(roster: Path) -> bytes:
     return (roster.parent / KEY_FILE).read_bytes()  # reading the roster made it
 
 
-def _key_there(roster: Path) -> bytes:
+def key_there(roster: Path) -> bytes:
     """Where it is gone, reading the roster would make another, with which nobody is found again."""
     if not (roster.parent / KEY_FILE).is_file():
         raise FileNotFoundError(f"no {KEY_FILE} beside roster {roster} any more; restore it")

@@ -21,7 +21,8 @@ from trainer.index import index_path
 from trainer.indexing import index_shards
 from trainer.pictures import Pictures
 from trainer.roster import read_roster
-from trainer.suppression import RECORD, forget_me, standings, suppressed_in
+from trainer.standings import standings
+from trainer.suppression import RECORD, forget_me, suppressed_in
 
 NAMES = ["Ann Zöller", "Bertrand Oake", "Chiara d'Este", "Dov Landau"]
 GONE = NAMES[1]
