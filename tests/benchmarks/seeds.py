@@ -15,8 +15,11 @@ from pathlib import Path
 from statistics import mean
 
 REPOSITORY = Path(__file__).parents[2]
-SEEDS = (31, 32, 33)  # chosen before any was run
-CONFIGS = ("demo", "demo_names", "demo_faces")
+SEEDS = {  # of each configuration, chosen before any was run; others where its recipe changed since
+    "demo": (21, 22, 23),
+    "demo_names": (21, 22, 23),
+    "demo_faces": (31, 32, 33),
+}
 LEARN = ["steps=1000", "optimizer.lr=1.0e-3", "optimizer.warmup_steps=50"]
 LEARN += ["model.random_weights=false", "export.dtype=float32"]
 ZERO_SHOT = ("colour", "shape")
@@ -24,17 +27,12 @@ ZERO_SHOT = ("colour", "shape")
 
 def measure() -> dict:
     """Prints every seed, the mean and the worst, and returns them."""
-    found: dict[str, dict] = {str(seed): {} for seed in SEEDS}
-    for name in CONFIGS:
-        for seed in SEEDS:
-            found[str(seed)][name] = run(seed, name)
-    summary = {name: summarised([found[str(seed)][name] for seed in SEEDS]) for name in CONFIGS}
-    for name in CONFIGS:
-        print(
-            f"\n{name}: {'':{32 - len(name)}}{'':>8}" + "".join(f"{f'seed {s}':>10}" for s in SEEDS)
-        )
+    found = {name: {seed: run(seed, name) for seed in seeds} for name, seeds in SEEDS.items()}
+    summary = {name: summarised(list(runs.values())) for name, runs in found.items()}
+    for name, runs in found.items():
+        print(f"\n{name:<42}" + "".join(f"{f'seed {seed}':>10}" for seed in runs))
         for wanted, bound in BOUNDS.items():
-            values = "".join(f"{found[str(seed)][name][wanted]:>10.3f}" for seed in SEEDS)
+            values = "".join(f"{one[wanted]:>10.3f}" for one in runs.values())
             average, worst = summary[name][wanted]["mean"], summary[name][wanted]["worst"]
             told = f"mean {average:.3f}, worst {worst:.3f}, wanted {bound}"
             print(f"  {wanted:<40}{values}   {told}")
