@@ -32,6 +32,7 @@ from trainer.zoo import (
     architecture_of,
     preprocessing_beside,
     warn_of_activation,
+    warn_of_activation_beside,
     weights_of,
     without_false_alarms,
 )
@@ -70,6 +71,8 @@ def load(config: ModelConfig, weightless: bool = False) -> Clip:
     tag, path = weights_of(config, name)
     if tag:
         warn_of_activation(name, tag)
+    if path:
+        warn_of_activation_beside(name, architecture, path)
     # timm and transformers compute as they build.
     is_foreign = any(
         "timm_" in key or "hf_" in key for part in _parts(architecture) for key in part

@@ -126,13 +126,8 @@ def preprocessing_beside(name: str, path: Path) -> dict:
     have in common: open_clip itself prepares pictures for any file as OpenAI's models want them.
     """
     options = asdict(PreprocessCfg()).keys() - {"size"}
-    beside = path.with_name(CONFIG)
-    if beside.is_file():
-        try:
-            found = json.loads(beside.read_text(encoding="utf-8"))["preprocess_cfg"]
-            return {key: value for key, value in found.items() if key in options}
-        except (ValueError, LookupError, TypeError, AttributeError):
-            pass  # some other file of that name, or one that does not say
+    if found := _beside(path, "preprocess_cfg"):
+        return {key: value for key, value in found.items() if key in options}
     known = [
         {
             key: value
@@ -142,6 +137,26 @@ def preprocessing_beside(name: str, path: Path) -> dict:
         for tag in open_clip.list_pretrained_tags_by_model(name)
     ]
     return known[0] if known and all(one == known[0] for one in known) else {}
+
+
+def _beside(path: Path, part: str) -> dict:
+    """Of the config beside a checkpoint file; empty where there is none, or it does not say."""
+    try:
+        found = json.loads(path.with_name(CONFIG).read_text(encoding="utf-8"))[part]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}  # some other file of that name
+    return found if isinstance(found, dict) else {}
+
+
+def warn_of_activation_beside(name: str, architecture: dict, path: Path) -> None:
+    """The same of a checkpoint file, where the config beside it says, as exports have."""
+    trained = _beside(path, "model_cfg")
+    if trained and bool(trained.get("quick_gelu")) != bool(architecture.get("quick_gelu")):
+        log.warning(
+            "%s's activation is not the one that %s was trained with, as %s beside it says; "
+            "use local-dir:%s",
+            name, path, CONFIG, path.parent,
+        )  # fmt: skip
 
 
 def warn_of_activation(name: str, tag: str) -> None:

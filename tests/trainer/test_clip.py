@@ -592,6 +592,18 @@ def test_weights_of_gelu_in_an_architecture_of_quickgelu_are_warned_of(caplog, m
     assert caplog.messages[0].endswith("use ViT-B-32")
 
 
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_a_file_of_another_activation_is_warned_of_by_the_config_beside_it(
+    plain, tmp_path, caplog, is_quick
+):
+    config = {"model_cfg": plain.clip.architecture | {"quick_gelu": is_quick}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(plain.model.state_dict(), tmp_path / "mine.safetensors")
+    clips.load(ModelConfig(name=plain.name, pretrained=str(tmp_path / "mine.safetensors")))
+    assert len(caplog.messages) == is_quick  # tiny-plain has GELU
+    assert all(one.endswith(f"use local-dir:{tmp_path}") for one in caplog.messages)
+
+
 def test_every_activation_that_is_wrong_is_warned_of_with_an_architecture_that_is_right(caplog):
     for name, tag in open_clip.list_pretrained():
         caplog.clear()
