@@ -85,9 +85,20 @@ def load_plugins(
         _register(manager, source, _import_entry_point(source, point))
     for path in dict.fromkeys(Path(abspath(one)) for one in local):
         _register(manager, str(path), _import_file(path))
+    _refuse_commands_of_files(manager, {str(Path(abspath(one))) for one in local})
     objectives, objective_sources = _collect(manager, "trainer_objectives", Objective)
     evaluations, evaluation_sources = _collect(manager, "trainer_evaluations", Evaluation)
     return Registry(objectives, evaluations, objective_sources | evaluation_sources, manager)
+
+
+def _refuse_commands_of_files(manager: pluggy.PluginManager, files: set[str]) -> None:
+    """They would never be there: a configuration is read after its command was chosen."""
+    for hook in manager.hook.trainer_commands.get_hookimpls():
+        if hook.plugin_name in files:
+            raise PluginError(
+                f"{_place(hook.function)}: a file of `plugins:` cannot add commands; install it as "
+                "a package with an entry point of the group trainer"
+            )
 
 
 def _import_built_in(name: str) -> ModuleType:

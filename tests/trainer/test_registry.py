@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import subprocess
 import sys
@@ -318,7 +319,12 @@ COMMAND = """
 """
 
 
-def commands_of(*plugins: Path) -> click.Group:
+def commands_of(folder: Path, text: str) -> click.Group:
+    """With those of a package that is installed in the folder."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    install(folder, "pack", mine_commands=text)
+
     @click.group()
     def cli():
         pass
@@ -327,12 +333,12 @@ def commands_of(*plugins: Path) -> click.Group:
     def train():
         pass
 
-    load_plugins(plugins, built_ins=["plugins.fictitious"]).add_commands(cli)
+    load_plugins(built_ins=["plugins.fictitious"]).add_commands(cli)
     return cli
 
 
 def test_plugins_add_commands(tmp_path):
-    assert set(commands_of(write_plugin(tmp_path, COMMAND)).commands) == {
+    assert set(commands_of(tmp_path, COMMAND).commands) == {
         "train",
         "fictitious",
         "hello",
@@ -341,20 +347,27 @@ def test_plugins_add_commands(tmp_path):
 
 def test_a_commands_hook_may_leave_its_argument_out(tmp_path):
     text = "from trainer import hookimpl\n@hookimpl\ndef trainer_commands(): pass\n"
-    assert "hello" not in commands_of(write_plugin(tmp_path, text)).commands
+    assert "hello" not in commands_of(tmp_path, text).commands
 
 
 def test_a_command_in_the_place_of_another_is_refused_naming_both(tmp_path):
-    path = write_plugin(
-        tmp_path, COMMAND.replace("def hello", "def train").replace("hello", "train")
-    )
+    text = COMMAND.replace("def hello", "def train").replace("hello", "train")
     with pytest.raises(PluginError, match=r"command 'train' is offered twice: by ") as caught:
-        commands_of(path)
-    assert f"{__file__}:" in str(caught.value) and f"and by {path}:9" in str(caught.value)
+        commands_of(tmp_path, text)
+    assert f"{__file__}:" in str(caught.value)
+    assert f"and by {tmp_path / 'mine_commands.py'}:9" in str(caught.value)
+
+
+def test_a_file_that_would_add_commands_is_refused(tmp_path):
+    path = write_plugin(tmp_path, COMMAND)
+    assert refusal(path) == (
+        f"{path}:9: a file of `plugins:` cannot add commands; install it as a package with an "
+        "entry point of the group trainer"
+    )
 
 
 def test_a_commands_hook_that_fails_is_named(tmp_path):
-    path = write_plugin(tmp_path, COMMAND.replace("cli.add_command(hello)", "cli.nothing"))
+    text = COMMAND.replace("cli.add_command(hello)", "cli.nothing")
     with pytest.raises(PluginError, match=r"trainer_commands fails: AttributeError: ") as caught:
-        commands_of(path)
-    assert str(caught.value).startswith(f"{path}:9: ")
+        commands_of(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'mine_commands.py'}:9: ")
