@@ -426,6 +426,34 @@ def test_a_text_tower_that_is_not_there_is_refused(tmp_path, monkeypatch):
     assert "open_clip cannot make it: " in message
 
 
+@pytest.fixture
+def hub(plain, tmp_path, monkeypatch) -> str:
+    """A hub's model as it lies in the cache once it was fetched, and no network."""
+    folder, commit = tmp_path / "models--nobody--tiny", "0" * 40
+    (snapshot := folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(commit)
+    config = json.dumps({"model_cfg": plain.clip.architecture, "preprocess_cfg": {}})
+    (snapshot / "open_clip_config.json").write_text(config)
+    save_file(plain.model.state_dict(), snapshot / "open_clip_model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return "nobody/tiny"
+
+
+def test_a_hub_name_and_a_tag_give_the_weights_that_were_fetched(plain, hub, monkeypatch):
+    tags = {"mine": {"hf_hub": f"{hub}/open_clip_model.safetensors"}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, plain.name, tags)
+    wanted = plain.clip.model.state_dict()
+    for config in (
+        ModelConfig(name=f"hf-hub:{hub}"),
+        ModelConfig(name=plain.name, pretrained="mine"),
+    ):
+        found = clips.load(config).model.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
 def test_a_hub_name_without_network_is_refused(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # no retries
     message = refusal(name="hf-hub:nobody/nothing")
