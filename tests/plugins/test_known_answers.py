@@ -166,3 +166,8 @@ def test_what_the_shipped_model_knows_is_far_from_what_random_weights_do(
     ):
         known = measured(kind, options, shipped, shipped)[name]
         assert known.low > measured(kind, options, random, shipped)[name].high, name
+
+
+def test_the_shipped_weights_are_small():
+    [weights] = (REPOSITORY / "plugins/fictitious/clip").glob("*.safetensors")
+    assert weights.stat().st_size <= 20e6

@@ -238,6 +238,13 @@ def test_wrong_options_are_refused(tmp_path, options, error, message):
     assert message in str(caught.value)
 
 
+def test_classes_that_are_not_utf_8_are_refused_naming_the_file(tmp_path):
+    shard = write_benchmark(tmp_path, [labelled("red")], classes=["red", "blue"])
+    (tmp_path / "classnames.txt").write_bytes("blå".encode("latin-1"))
+    with pytest.raises(ValueError, match="classnames.txt is not UTF-8; save it as UTF-8"):
+        ZeroShot(ZeroShot.Options(shards=shard), seed=0)
+
+
 def test_an_empty_line_among_the_classes_is_refused(tmp_path):
     shard = write_benchmark(tmp_path, [labelled("red")], classes=["red", "", "blue"])
     with pytest.raises(ValueError, match="classnames.txt line 2 is empty"):

@@ -33,7 +33,12 @@ def measured(launch: list, name: str, *arguments: str, **environment: str) -> di
 
 def assert_forgotten_and_kept(found: dict, most_found: float) -> None:
     before, after = found["before"], found["after"]
-    assert before["identity_inference/forget/tpr"] >= 0.98
+    # What the shipped CLIP has to know and to do.
+    groups = ("forget", "replayed", "unseen")
+    assert sum(before[f"identity_inference/{group}/people"] for group in groups) >= 256
+    assert all(before[f"identity_inference/{group}/tpr"] >= 0.98 for group in groups)
+    assert before["zero_shot/colour/accuracy"] >= 0.95
+    assert before["zero_shot/shape/accuracy"] >= 0.80
     assert after["identity_inference/forget/tpr"] <= most_found
     for group, share in (("unseen", 0.97), ("replayed", 0.98)):
         kept = f"identity_inference/{group}/tpr_11"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.names import NameIndex, fold
+from trainer.names import NameIndex, fold, read_names
 
 # Folding
 
@@ -126,3 +126,12 @@ def test_a_caption_is_checked_against_five_thousand_names_in_microseconds():
     started_at = time.process_time()
     assert not any(map(index.names_anyone, captions))
     assert time.process_time() - started_at < 0.3  # 2 µs each where it was written, here 30
+
+
+def test_a_file_of_names_is_read_without_mark_blank_lines_and_odd_spaces(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffJoe  Doe\r\n\n José\tRoe \n...\n".encode())
+    assert read_names(path) == ["Joe Doe", "José Roe"]
+    path.write_bytes("José Roe".encode("latin-1"))
+    with pytest.raises(ValueError, match=f"names {path} is not UTF-8; save it as UTF-8"):
+        read_names(path)
