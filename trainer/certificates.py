@@ -173,7 +173,7 @@ def _evaluations(config: Mapping[str, Any], results: Results) -> dict[str, dict[
         for measure, value in measures.items():
             # The longest: a kind without a name of its own begins those of its kind.
             path = max(filter(measure.startswith, paths), key=len, default=None)
-            if path and not isinstance(value, list):
+            if path and isinstance(value, (int, float)):  # no histogram or curve
                 own = found[paths[path]][moment]
                 own[measure.removeprefix(path)] = value if math.isfinite(value) else None
         for one in found.values():

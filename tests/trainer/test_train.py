@@ -23,6 +23,7 @@ from tests.warm_python import warm_python
 from trainer.config import load_config
 from trainer.curves import read_curves
 from trainer.evaluate import evaluate_checkpoint
+from trainer.saved import lay_over
 from trainer.train import train
 
 # The demo's own configurations, small: no weights, few rows, few candidates.
@@ -211,6 +212,9 @@ def test_a_step_that_a_run_saved_is_measured_as_it_was_then(demo_run, small_worl
     assert then["step"] == 2
     own = {name for name in after if name.startswith("identity_inference/") and name in then}
     assert len(own) > 10 and all(after[name] == then[name] for name in own)
+
+    with pytest.raises(ValueError, match="step-00000002 is of another model; see to model.name"):
+        lay_over(step, torch.nn.Linear(2, 2))
 
     (damaged := small_world / "step-00000002").mkdir()
     for file in step.iterdir():
