@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -20,9 +21,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from select import select
+from typing import NoReturn
 
 MODULES = (
     "accelerate.commands.accelerate_cli", "accelerate.commands.launch", "deepspeed", "open_clip",
@@ -157,8 +160,30 @@ def run() -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
+def end() -> NoReturn:
+    """As Python ends, but that it does not take apart what the server had imported: seconds."""
+    status = 0
+    try:
+        run()
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
+            stream.flush()
+    os._exit(status & 0xFF)
+
+
 if __name__ == "__main__":
     for name in MODULES:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else each process copies all of it when it looks for garbage
     serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
-    run()
+    end()
