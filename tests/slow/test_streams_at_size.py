@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.trainer.nginx import NGINX, Nginx
 from tests.trainer.test_preview import check_kill, folder, in_folder, launched  # noqa: F401
 from tests.trainer.test_shards import WHOLE, with_checksum
+from tests.warm_python import warm_python
 from trainer import BadSample
 from trainer.index import open_shard
 from trainer.readers import Reading, Share, read_share
@@ -33,7 +34,8 @@ def test_real_processes_print_the_same_for_any_number_of_them_and_of_workers():
     printed = {}
     for ranks in (1, 2, 4, 8):
         for workers in (0, 1, 3):
-            process = launched(ranks, "--steps", f"{STEPS}", f"data.workers={workers}")
+            arguments = "--steps", f"{STEPS}", f"data.workers={workers}"
+            process = launched(ranks, *arguments, python=warm_python())
             printed[ranks, workers] = process.communicate(timeout=600)[0]
             assert process.returncode == 0
             assert printed[ranks, workers] == printed[1, 0], (ranks, workers)

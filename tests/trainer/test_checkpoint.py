@@ -59,7 +59,7 @@ def finished(folder: Path, name: str, *overrides: str, ranks: int = 1) -> str:
 
 def killed(folder: Path, name: str, step: int, *overrides: str, ranks: int = 1) -> None:
     """All its processes at once, some time after its checkpoint of that step."""
-    process = launched(folder, name, *overrides, ranks=ranks)
+    process = launched(folder, name, *overrides, ranks=ranks, python=warm_python())
     wanted = folder / "runs" / name / "checkpoints" / f"step-{step:08d}"
     while not wanted.exists():
         assert process.poll() is None, process.communicate()[0]
@@ -263,7 +263,7 @@ def small_disk(world, request):
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(world, small_disk, ranks):
     name = f"{small_disk.name}/inner"
-    process = launched(world, name, "checkpoint.keep=5", ranks=ranks)
+    process = launched(world, name, "checkpoint.keep=5", ranks=ranks, python=warm_python())
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     (line,) = [one for one in text.splitlines() if "No space left on device" in one]
@@ -289,7 +289,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(world, small
 def test_a_disk_too_full_for_metrics_or_the_model_ends_the_run_in_one_line(world, small_disk):
     """Its loader's workers, who outlive signals, do not hold it back."""
     name = f"{small_disk.name}/inner"
-    process = launched(world, name, "checkpoint.every=null")
+    process = launched(world, name, "checkpoint.every=null", python=warm_python())
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     assert "process 0 cannot write: " in text and "No space left on device" in text

@@ -8,7 +8,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -256,9 +255,8 @@ def test_a_run_that_diverges_stops_before_the_update_and_says_where_and_on_what(
     assert not Path("runs/demo_names/model").exists()
 
 
-def launched(
-    processes: int, *arguments: str, python: str = sys.executable
-) -> subprocess.CompletedProcess[str]:
+def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    python = warm_python()
     file = REPOSITORY / "launch" / ("cpu.yaml" if processes == 1 else "ddp.yaml")
     accelerate = [python, "-m", "accelerate.commands.accelerate_cli", "launch"]
     where = ["--config_file", str(file), "--mixed_precision", "no", "--num_processes"]
@@ -288,7 +286,7 @@ def test_two_processes_give_the_losses_and_measures_of_one(small_world, tmp_path
 
 def test_batches_that_ranks_cannot_share_are_refused_by_every_launch():
     lanes = overrides("demo", "data.lanes=7")
-    done = launched(2, "train", config_path("demo"), *lanes, python=warm_python())
+    done = launched(2, "train", config_path("demo"), *lanes)
     assert done.returncode != 0
     assert "data.lanes is 7, not a multiple of the 2 processes; set data.lanes=8" in done.stderr
     assert done.stderr.count("data.lanes is 7") == 1
