@@ -42,7 +42,9 @@ class Retrieval(Evaluation):
 
     class Options(Evaluation.Options):
         shards: Patterns = Field(min_length=1, description="local tars of captioned pictures")
-        limit: int | None = Field(None, gt=0, description="pictures; all where absent")
+        limit: int | None = Field(
+            None, gt=0, description="the first so many pictures; all where absent"
+        )
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)

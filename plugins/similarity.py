@@ -58,7 +58,9 @@ class Similarity(Evaluation):
         )
         templates: Templates = Field(TEMPLATES, min_length=1, description="{} the name")
         shards: Patterns | None = Field(None, min_length=1, description="local clean tars")
-        limit: int | None = Field(2000, gt=0, description="clean samples; null: all")
+        limit: int | None = Field(
+            2000, gt=0, description="the first so many clean samples; null: all"
+        )
 
         @model_validator(mode="after")
         def _something_is_measured(self):

@@ -56,7 +56,9 @@ class ZeroShot(Evaluation):
             description="captions with {c} for the class, a file of them, or imagenet; "
             f"default {TEMPLATES_FILE}",
         )
-        limit: int | None = Field(None, gt=0, description="pictures; all where absent")
+        limit: int | None = Field(
+            None, gt=0, description="the first so many pictures; all where absent"
+        )
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)

@@ -106,3 +106,9 @@ def test_lanes_of_captions_give_each_once_a_lap_and_go_on_from_their_state(tmp_p
             again = Lane(dealt, number, 0, 5, Reading(with_pictures=False), lane.state)
         assert next(again).key == next(lane).key  # the first of the next lap
     assert len(keys) == len(set(keys)) == 120
+
+
+def test_remote_captions_are_read_from_a_cache_only():
+    share = Share("https://example.org/a.parquet")
+    with pytest.raises(ValueError, match="is read from a disk only; set data.cache to a folder"):
+        next(iter(read_share(share, 0, Reading())))

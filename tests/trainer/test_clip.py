@@ -454,6 +454,13 @@ def test_a_hub_name_and_a_tag_give_the_weights_that_were_fetched(plain, hub, mon
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+def test_a_hub_name_whose_weights_cannot_be_fetched_is_refused(hub, tmp_path):
+    (weights,) = tmp_path.rglob("*.safetensors")
+    weights.unlink()
+    message = refusal(name=f"hf-hub:{hub}")
+    assert message.startswith(f"model.name hf-hub:{hub}: its weights could not be fetched: ")
+
+
 def test_a_hub_name_without_network_is_refused(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # no retries
     message = refusal(name="hf-hub:nobody/nothing")

@@ -38,6 +38,13 @@ def folder(small_world):
     return small_world / "runs/measured"
 
 
+def test_nothing_to_measure_is_told(small_world, monkeypatch):
+    monkeypatch.chdir(small_world)
+    config = load_config(str(REPOSITORY / "configs/demo.yaml"), ["evaluations={}"])
+    with pytest.raises(ValueError, match="evaluations: the configuration names none; there is"):
+        evaluate_checkpoint(config, "plugins/fictitious/clip")
+
+
 def test_rates_have_their_intervals_beside_them(folder):
     results = json.loads((folder / "results.json").read_text())
     for moment in ("before", "after"):

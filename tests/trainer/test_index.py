@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import picture, write_shard
-from trainer import BadSample
+from trainer import BadSample, index
 from trainer.cli import cli
 from trainer.index import (
     CHANGED,
@@ -63,6 +63,19 @@ def test_with_its_index_a_shards_headers_are_not_walked(shard, monkeypatch):
     assert captions(shard) == without
     with pytest.raises(TypeError):
         captions(str(shutil.copy(shard, f"{shard}.copy.tar")))
+
+
+def test_a_shard_that_grows_while_it_is_read_is_refused(shard, monkeypatch):
+    walk = index.walk
+
+    def grow(path):
+        yield from walk(path)
+        with open(path, "ab") as file:
+            file.write(bytes(512))
+
+    monkeypatch.setattr(index, "walk", grow)
+    with pytest.raises(OSError, match="0.tar changes while it is read; index it when it is fini"):
+        make_index(shard)
 
 
 def test_indexes_may_lie_in_a_folder_of_their_own(shard, tmp_path):

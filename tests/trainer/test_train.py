@@ -284,6 +284,17 @@ def test_two_processes_give_the_losses_and_measures_of_one(small_world, tmp_path
     assert results[0]["after"] == results[1]["after"]
 
 
+def test_the_pull_is_refused_where_gradients_are_scaled(_in_the_world):
+    pulled = overrides("demo", "optimizer.anchor=0.1")
+    done = subprocess.run(
+        [warm_python(), "-m", "trainer", "train", config_path("demo"), *pulled],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_MIXED_PRECISION": "fp16"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    message = "optimizer.anchor does not go with fp16; launch with --mixed_precision bf16 or no\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 def test_batches_that_ranks_cannot_share_are_refused_by_every_launch():
     lanes = overrides("demo", "data.lanes=7")
     done = launched(2, "train", config_path("demo"), *lanes)
