@@ -123,17 +123,27 @@ def world(small_world) -> Path:
     return small_world
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, name):
-    trained(world, name, *STRATEGIES[name])
-    assert_same(world, name, rounding=1e-7)
-
-
-# Of fewer samples the key's bias, whose gradient is nothing but rounding, is pulled elsewhere.
+# Of fewer samples rounding counts for more than 1e-5 of a loss, and the key's bias, whose gradient
+# is nothing but rounding, is pulled elsewhere.
 LARGER = [
     "objectives.keep.batch_size=16", "objectives.names.batch_size=32",
     "objectives.faces.batch_size=16",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def larger(world) -> str:
+    """In one process."""
+    trained(world, "larger", "cpu.yaml", [], *LARGER)
+    return "larger"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, larger, name):
+    trained(world, name, *STRATEGIES[name], *LARGER)
+    assert_same(world, name, larger, rounding=1e-7)
+
+
 PULLED = [
     *LARGER, "optimizer.anchor=0.05", "evaluations.attack.kind=identity_inference",
     "evaluations.attack.groups={forget: runs/world/rosters/attack_forget.csv, "
@@ -144,11 +154,10 @@ PULLED = [
 
 
 @pytest.fixture(scope="module")
-def pulled(world) -> str:
+def pulled(world, larger) -> str:
     """The same with the pull to the original weights and the attack, in one process."""
-    for name, options in {"pulled": PULLED, "not-pulled": LARGER}.items():
-        trained(world, name, "cpu.yaml", [], *options)
-    assert losses(world, "pulled")[-1] != losses(world, "not-pulled")[-1]
+    trained(world, "pulled", "cpu.yaml", [], *PULLED)
+    assert losses(world, "pulled")[-1] != losses(world, larger)[-1]
     return "pulled"
 
 
