@@ -47,7 +47,8 @@ def write_shard(path: Path, samples: dict[str, dict[str, bytes | str]]) -> Path:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """-9, the launcher first; its workers are in sessions of their own."""
+    """-9, the launcher first; its workers are in sessions of their own. Not of a warm Python's: the
+    process that it stands for has the children."""
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     for worker in workers:

@@ -92,8 +92,8 @@ def start(config: Config) -> Accelerator:
 
 
 def _compile_nothing() -> None:
-    """DeepSpeed compiles a reduction through shared memory for CPUs as it starts, minutes of a new
-    machine, which its inference alone uses.
+    """On CPUs DeepSpeed would compile a reduction through shared memory as it starts, which takes
+    minutes on a new machine and serves its inference alone.
     """
     from deepspeed import ops
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
@@ -161,8 +161,8 @@ def prepare(
 
 def _round_once() -> None:
     """ZeRO-3 has a linear layer of its own, which keeps no gathered weights for the backward. It
-    rounds a product before the bias is added: in bf16 the losses of 30 steps were then up to .05
-    from float32's, and are .003 as of the other strategies with torch's forward.
+    rounds a product before it adds the bias: in bf16 losses were up to .05 from float32's within 30
+    steps. With torch's forward they are as near as other strategies'.
     """
     from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 

@@ -59,8 +59,7 @@ def finished(folder: Path, name: str, *overrides: str, ranks: int = 1) -> str:
 
 def killed(folder: Path, name: str, step: int, *overrides: str, ranks: int = 1) -> None:
     """All its processes at once, some time after its checkpoint of that step."""
-    python = warm_python() if ranks == 1 else sys.executable  # `kill_all` looks for children
-    process = launched(folder, name, *overrides, ranks=ranks, python=python)
+    process = launched(folder, name, *overrides, ranks=ranks)
     wanted = folder / "runs" / name / "checkpoints" / f"step-{step:08d}"
     while not wanted.exists():
         assert process.poll() is None, process.communicate()[0]
