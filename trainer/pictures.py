@@ -30,7 +30,8 @@ class Pictures:
         self._sources = np.array(rows.sources)[order]
         self._places = np.array(rows.places)[order]
         self._sizes = np.array(rows.sizes)[order]
-        self._paths = list(rows.paths)
+        # What is open is known by its path, wherever the process goes.
+        self._paths = [os.path.abspath(path) for path in rows.paths]
         self._names = list(rows.names)
 
     @staticmethod

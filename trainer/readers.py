@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -61,6 +62,8 @@ def read_share(share: Share, start: int, reading: Reading) -> Iterator[Sample | 
     path: str | None = url
     if is_remote(url):
         path = cached(url, reading.cache, reading.patience) if reading.cache else None
+    if path is not None:  # what is open is known by its path, wherever the process goes
+        path = os.path.abspath(path)
     kind = url.partition("?")[0].lower()
     if kind.endswith((*PARQUET, *LINES)):
         if path is None:

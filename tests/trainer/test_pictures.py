@@ -186,3 +186,12 @@ def test_a_pictures_bytes_are_those_on_disk(tmp_path):
     data = picture(1)
     write_shard(tmp_path / "0.tar", {"p0/a": {"jpg": data, "txt": "x"}})
     assert all_of(Pictures.of([person(0, tmp_path / "0.tar")])) == [[data]]
+
+
+def test_a_relative_path_stays_of_the_folder_it_was_named_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shard_of(tmp_path / "faces.tar", {"a.jpg": b"one"})
+    folder(tmp_path / "faces", [b"two"])
+    found = Pictures.of([person(0, "faces.tar"), person(1, "faces")])
+    monkeypatch.chdir("/")
+    assert all_of(found) == [[b"one"], [b"two"]]

@@ -338,3 +338,12 @@ def test_a_streamed_shard_whose_command_fails_stops_with_its_name(tmp_path):
     for command in ("exit 1", f"head -c 2000 {path}; exit 3", "no-such-command"):
         with pytest.raises(OSError, match=r"^pipe:\w.*: .*its command (ended|cannot be run)"):
             list(read_share(Share(f"pipe:{command} 2>/dev/null"), 0, reading))
+
+
+def test_a_path_is_of_the_folder_that_the_process_is_in(tmp_path, monkeypatch):
+    read = {}
+    for folder in ("here", "there"):
+        write_shard(tmp_path / folder / "0.tar", {"0": {"txt": f"caption {folder}"}})
+        monkeypatch.chdir(tmp_path / folder)
+        read[folder] = captions("0.tar")
+    assert read == {"here": ["caption here"], "there": ["caption there"]}
