@@ -35,56 +35,85 @@ def slurm() -> Iterator[dict[str, str]]:
         yield environment
 
 
-def until(holds: Callable[[], bool], seconds: float, told: Callable[[], str]) -> None:
-    ends_at = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < ends_at, told()
-        time.sleep(0.1)
+class Job:
+    """launch/slurm.sbatch with the small demo, queued in its folder."""
 
+    def __init__(self, folder: Path, slurm: dict[str, str], name: str, *overrides: str):
+        self._folder, self._environment = folder, slurm | {
+            "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+            "LAUNCH_OPTIONS": "--mixed_precision no", "OUTPUT": f"runs/{name}",
+        }  # fmt: skip
+        batch = ["sbatch", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1"]
+        script = [str(REPOSITORY / "launch/slurm.sbatch"), str(REPOSITORY / "launch/ddp.yaml")]
+        run = ["train", "configs/strategies.yaml", *SMALL, *overrides]
+        self.number = self.slurms(*batch, *script, *run)
+        self.folder = folder / "runs" / name
 
-def test_preempted_and_told_to_stop_it_queues_itself_again_and_ends_with_the_same_weights(
-    small_world, slurm
-):
-    demo_without_attack(small_world, "strategies")
-    trained(small_world, "uninterrupted", "ddp.yaml", TWO, *LONG)
-    environment = slurm | {
-        "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
-        "LAUNCH_OPTIONS": "--mixed_precision no", "OUTPUT": "runs/queued",
-    }  # fmt: skip
-
-    def slurms(*command: str) -> str:
+    def slurms(self, *command: str) -> str:
         done = subprocess.run(
-            command, cwd=small_world, env=environment, capture_output=True, text=True, timeout=60
-        )
+            command, cwd=self._folder, env=self._environment, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    batch = ["sbatch", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1"]
-    script = [str(REPOSITORY / "launch/slurm.sbatch"), str(REPOSITORY / "launch/ddp.yaml")]
-    job = slurms(*batch, *script, "train", "configs/strategies.yaml", *SMALL, *LONG)
-    told = small_world / f"slurm-{job}.out"
+    def preempt(self) -> None:
+        """By a job of the partition that goes before, which takes a second."""
+        self.slurms("sbatch", "--partition=high", "--nodes=2", "--wrap=sleep 1")
 
-    def text() -> str:
-        return told.read_text() if told.exists() else ""
+    def told(self) -> str:
+        path = self._folder / f"slurm-{self.number}.out"
+        return path.read_text() if path.exists() else ""
 
-    def has_saved(step: int) -> bool:
-        found = (small_world / "runs/queued/checkpoints").glob("step-*[0-9]")
+    def has(self, state: str) -> bool:
+        return state in self.slurms("scontrol", "show", "job", self.number)
+
+    def has_saved(self, step: int) -> bool:
+        found = (self.folder / "checkpoints").glob("step-*[0-9]")
         return max((int(one.name[5:]) for one in found), default=0) >= step
 
-    until(lambda: has_saved(10), 120, text)
-    urgent = slurms("sbatch", "--parsable", "--partition=high", "--nodes=2", "--wrap=sleep 1")
-    until(lambda: "is queued again" in text(), 60, text)
-    first = int(text().partition("left after step ")[2].partition(";")[0])
-    until(lambda: has_saved(first + 10), 180, text)
-    slurms("scancel", "--signal=USR1", job)  # as Slurm does before the time is over
-    until(lambda: text().count("is queued again") == 2, 60, text)
-    until(lambda: "JobState=COMPLETED" in slurms("scontrol", "show", "job", job), 240, text)
+    def until(self, holds: Callable[[], bool], seconds: float) -> None:
+        ends_at = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < ends_at, self.told()
+            time.sleep(0.1)
 
-    assert "Restarts=2" in slurms("scontrol", "show", "job", job)
-    assert "JobState=COMPLETED" in slurms("scontrol", "show", "job", urgent)
-    assert f"goes on after step {first}" in text() and first < 150
-    assert_weights(small_world, "queued", "uninterrupted", atol=0)
+
+@pytest.fixture(scope="module")
+def world(small_world) -> Path:
+    demo_without_attack(small_world, "strategies")
+    return small_world
+
+
+def test_preempted_and_told_to_stop_it_queues_itself_again_and_ends_with_the_same_weights(
+    world, slurm
+):
+    trained(world, "uninterrupted", "ddp.yaml", TWO, *LONG)
+    job = Job(world, slurm, "queued", *LONG)
+    job.until(lambda: job.has_saved(10), 120)
+    job.preempt()
+    job.until(lambda: "is queued again" in job.told(), 60)
+    first = int(job.told().partition("left after step ")[2].partition(";")[0])
+    job.until(lambda: job.has_saved(first + 10), 180)
+    job.slurms("scancel", "--signal=USR1", job.number)  # as Slurm does before the time is over
+    job.until(lambda: job.told().count("is queued again") == 2, 60)
+    job.until(lambda: job.has("JobState=COMPLETED"), 240)
+
+    assert job.has("Restarts=2")
+    assert f"goes on after step {first}" in job.told() and first < 150
+    assert_weights(world, "queued", "uninterrupted", atol=0)
     for life in range(3):
         for node in range(2):
-            logs = small_world / f"runs/queued.logs/{job}-{life}/node-{node}"
+            logs = world / f"runs/queued.logs/{job.number}-{life}/node-{node}"
             assert len(list(logs.rglob("stdout.log"))) == 1  # of the node's one rank
+
+
+def test_preempted_while_it_starts_it_queues_itself_again(world, slurm):
+    """Its processes know of no signal yet, and are ended by it."""
+    job = Job(world, slurm, "early", "steps=4")
+    logs = world / f"runs/early.logs/{job.number}-0"
+    job.until(lambda: len(list(logs.rglob("stdout.log"))) == 2, 60)  # both ranks are started
+    job.preempt()
+    job.until(lambda: "preempted before there was anything to save" in job.told(), 60)
+    job.until(lambda: job.has("JobState=COMPLETED"), 180)
+    assert job.has("Restarts=1") and (job.folder / "results.json").exists()
