@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
+from tests.distributed.test_strategies import STRATEGIES, trained
 from tests.trainer.test_checkpoint import finished, launched
 from tests.warm_python import warm_python
 from trainer.failures import cause
@@ -177,6 +178,20 @@ def test_a_loss_that_is_no_number_on_one_of_two_processes_stops_both_and_is_name
     assert "step-00000002 is the last checkpoint" in text and "clean/00000.tar" in text
     assert "Traceback (most recent call last)" not in text.split("the loss odd/far")[0]
     assert not (world / "runs/odd/model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2", "zero3"])
+def test_what_fails_on_one_process_ends_alike_under_each_strategy(world, strategy):
+    """An evaluation, after which the run goes on; then a loss that is no number."""
+    demo_without_attack(world, "strategies")
+    odd = [*BREAKS, "objectives.odd={kind: not_finite, batch_size: 8}"]
+    odd += ["evaluations.alone={kind: broken_alone, every: 2}"]
+    text = trained(world, f"odd-{strategy}", *STRATEGIES[strategy], *odd, ends_as=1)
+    assert "broken_alone/alone" in text and "Input/output error" in text
+    assert text.count("the loss odd/far is nan at step 3; nothing was updated or exported") == 1
+    assert "step-00000002 is the last checkpoint" in text
+    assert not (world / f"runs/odd-{strategy}/model").exists()
 
 
 def test_a_cause_is_one_line_and_quotes_no_name_that_was_looked_up(tmp_path):

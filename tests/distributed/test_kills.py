@@ -1,4 +1,4 @@
-"""kill -9 of one process, of all, of the launcher: the others end, and a restart loses nothing."""
+"""kill -9 of one process, of all, of the launcher or not: what is left ends, nothing is lost."""
 
 from __future__ import annotations
 
@@ -50,8 +50,16 @@ def kill_everything(process: subprocess.Popen, rng: Random) -> None:
         kill_all(process)
 
 
+def kill_ranks(process: subprocess.Popen, rng: Random) -> None:
+    """All of them; the launcher sees it."""
+    with suppress(psutil.NoSuchProcess):
+        ranks = ranks_of(psutil.Process(process.pid))
+        for one in ranks or [process]:
+            one.kill()
+
+
 KILLS: list[Callable[[subprocess.Popen, Random], None]] = [
-    kill_one, kill_launcher, kill_everything,
+    kill_one, kill_launcher, kill_everything, kill_ranks,
 ]  # fmt: skip
 
 
@@ -117,7 +125,7 @@ def world(small_world) -> Path:
     return small_world
 
 
-def test_killed_inside_a_save_in_each_way_a_run_ends_with_the_weights_of_one_left_alone(world):
+def test_killed_inside_a_save_in_three_ways_a_run_ends_with_the_weights_of_one_left_alone(world):
     assert_survives(world, num_kills=3, seed=0, steps=16)
 
 

@@ -82,7 +82,12 @@ def losses(folder: Path, name: str) -> list[dict[str, float]]:
 
 
 def assert_same(
-    folder: Path, name: str, other: str = "one", times: float = 1, rounding: float = 1e-6
+    folder: Path,
+    name: str,
+    other: str = "one",
+    times: float = 1,
+    rounding: float = 1e-6,
+    key_bias: bool = True,
 ) -> None:
     """Losses of each step and the exported weights. The first losses are zero but for rounding.
 
@@ -93,15 +98,21 @@ def assert_same(
     assert len(steps[0]) == len(steps[1]) == STEPS
     for own, wanted in zip(*steps, strict=True):
         assert own == pytest.approx(wanted, rel=1e-5 * times, abs=rounding * times)
-    assert_weights(folder, name, other, atol=1e-5 * times)
+    assert_weights(folder, name, other, 1e-5 * times, key_bias)
 
 
-def assert_weights(folder: Path, name: str, other: str, atol: float) -> None:
+def assert_weights(folder: Path, name: str, other: str, atol: float, key_bias: bool = True) -> None:
+    """key_bias: that of attention's keys too. It moves all scores of a query alike, so that a
+    softmax does not see it, and its gradient is nothing but rounding.
+    """
     paths = [folder / "runs" / one / "model/open_clip_model.safetensors" for one in (name, other)]
     weights, wanted = map(load_file, paths)
     assert weights.keys() == wanted.keys()
     for key, tensor in weights.items():
-        assert (tensor - wanted[key]).abs().max() <= atol, key
+        differences = (tensor - wanted[key]).abs()
+        if key.endswith("in_proj_bias") and not key_bias:
+            differences = differences.view(3, -1)[[0, 2]]  # of queries, keys and values
+        assert differences.max() <= atol, key
 
 
 def assert_measures(folder: Path, name: str, other: str) -> set[str]:
@@ -111,7 +122,11 @@ def assert_measures(folder: Path, name: str, other: str) -> set[str]:
     for moment in ("before", "after"):
         assert found[moment].keys() == wanted[moment].keys()
         for measure, value in wanted[moment].items():
-            assert found[moment][measure] == pytest.approx(value, abs=0.03), measure
+            if measure.endswith("_roc"):
+                continue  # the area below it is among the others
+            # Of two people and three an AUC has steps of a sixth, and a tie is half of one.
+            nearest = 0.09 if measure.startswith("leakage/") else 0.03
+            assert found[moment][measure] == pytest.approx(value, abs=nearest, nan_ok=True), measure
     return set(found["after"])
 
 
@@ -145,32 +160,56 @@ def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, larger, 
     assert "built successfully" not in text  # DeepSpeed's words when it has compiled something
 
 
-PULLED = [
-    *LARGER, "optimizer.anchor=0.05", "evaluations.attack.kind=identity_inference",
-    "evaluations.attack.groups={forget: runs/world/rosters/attack_forget.csv, "
-    "unseen: runs/world/rosters/attack_unseen.csv}",
-    "evaluations.attack.distractors=runs/world/names/distractors.txt",
-    "evaluations.attack.candidates=100",
-]  # fmt: skip
+PULLED = [*LARGER, "optimizer.anchor=0.05", "optimizer.clip=2"]
+GROUPS = {name: f"runs/world/rosters/attack_{name}.csv" for name in ("forget", "unseen", "unknown")}
+FORGET = GROUPS["forget"]
+NAMES = {"distractors": "runs/world/names/distractors.txt", "candidates": 30}
+CLEAN = {"shards": "runs/world/clean/*.tar"}
+EVALUATIONS = {  # one of each kind, small
+    "identity_inference": {"groups": GROUPS, **NAMES, "variants": ["initials"]},
+    "encoder_swap": {"groups": {"forget": FORGET}, **NAMES},
+    "text_inference": {"groups": GROUPS, "gibberish": 60},
+    "neighbours": {"forget": FORGET, "kept": [GROUPS["unseen"]], **NAMES},
+    "face_probe": {"groups": GROUPS, "shots": [1]},
+    "leakage": {"forgotten": FORGET, "unknown": GROUPS["unknown"]},
+    "similarity": {"roster": "runs/world/rosters/forget.csv", "target": "a person", **CLEAN},
+    "zero_shot": {"shards": "runs/world/labels/colour/0.tar"},
+    "retrieval": CLEAN,
+}
+
+
+def gradient_norms(folder: Path, name: str) -> list[float]:
+    """Of each step, before it is clipped."""
+    rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").open())
+    return [row["gradient_norm"] for row in rows if "gradient_norm" in row]
 
 
 @pytest.fixture(scope="module")
-def pulled(world, larger) -> str:
-    """The same with the pull to the original weights and the attack, in one process."""
-    trained(world, "pulled", "cpu.yaml", [], *PULLED)
+def pulled(world, larger) -> list[str]:
+    """In one process, named first: the pull to the original weights, a gradient that is clipped in
+    half of the steps, every evaluation. Then how it is told.
+    """
+    own = {name: {"kind": name, **options} for name, options in EVALUATIONS.items()}
+    told = [*PULLED, f"evaluations={json.dumps(own)}"]
+    trained(world, "pulled", "cpu.yaml", [], *told)
     assert losses(world, "pulled")[-1] != losses(world, larger)[-1]
-    return "pulled"
+    norms = gradient_norms(world, "pulled")
+    assert min(norms) < 2 < max(norms)
+    return told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
-def test_the_pull_and_the_attack_give_what_they_do_in_one_process(world, pulled, name):
-    trained(world, f"{name}-pulled", *STRATEGIES[name], *PULLED)
+def test_the_pull_clipping_and_every_evaluation_give_what_they_do_in_one_process(
+    world, pulled, name
+):
+    run = f"{name}-pulled"
+    trained(world, run, *STRATEGIES[name], *pulled)
     # A direction's length is 1 however short the way: rounding counts for more in the first steps.
-    assert_same(world, f"{name}-pulled", pulled, times=10)
-    assert "identity_inference/attack/forget/tpr" in assert_measures(
-        world, f"{name}-pulled", pulled
-    )
+    assert_same(world, run, "pulled", times=10, key_bias=False)
+    assert gradient_norms(world, run) == pytest.approx(gradient_norms(world, "pulled"), rel=1e-3)
+    measures = assert_measures(world, run, "pulled")
+    assert {measure.partition("/")[0] for measure in measures} == EVALUATIONS.keys()
 
 
 NOTING_GRADIENTS = """

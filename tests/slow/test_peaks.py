@@ -30,6 +30,8 @@ def world(tmp_path_factory) -> Path:
         *(("text", launch, []) for launch in TWO.values()),
         ("both", TWO["zero2"], []),
         ("text", TWO["zero3"], [RECOMPUTED]),
+        ("text", TWO["ddp"], ["memory.teacher=sharded"]),
+        ("text", TWO["zero3"], ["memory.teacher=offloaded"]),
         ("text", Launch("zero1", 2, parts=2), []),
         ("text", Launch("ddp", 2, "bf16"), []),
         ("text", Launch("zero2", 2, "bf16"), []),
