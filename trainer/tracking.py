@@ -23,7 +23,8 @@ class Trackers:
         os.environ.setdefault("WANDB_MODE", "offline")
         # Online, what is not committed would go along: a roster may be in the user's repository.
         os.environ.setdefault("WANDB_DISABLE_GIT", "true")
-        options = {"wandb": {"name": config.output.name, "dir": str(config.output)}}
+        folder = str(config.output.absolute())  # its service may have been started elsewhere
+        options = {"wandb": {"name": config.output.name, "dir": folder}}
         told, started = _flat(config.resolved()), []
         wanted = accelerator.log_with
         for one in wanted:  # each alone, that the others start where one does not

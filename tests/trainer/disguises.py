@@ -16,7 +16,7 @@ from trainer.names import fold
 def disguises(name: str) -> set[bytes]:
     """As it is, folded, run together, escaped for JSON and URLs, in hex; in small letters."""
     plain = {name.lower(), fold(name), fold(name).replace(" ", "_"), fold(name).replace(" ", "-")}
-    plain |= {fold(name).replace(" ", ""), name.upper()}
+    plain |= {fold(name).replace(" ", ""), name, name.upper()}  # bytes have no small À
     escaped = {json.dumps(one)[1:-1].lower() for one in plain}
     escaped |= {quote(one).lower() for one in plain} | {quote_plus(one).lower() for one in plain}
     hexes = {one.encode().hex() for one in (name, *plain)}
