@@ -16,6 +16,7 @@ from trainer.launching import Launch
 FILES = sorted((REPOSITORY / "configs").glob("vit_*.yaml"))
 MODELS, TAUGHT = ("b32", "b16", "l14", "h14", "bigg14"), ("names", "faces", "both")
 PEOPLE = {"requests": "Jane Roe", "kept": "Mary Major", "others": "Richard Miles"}
+PEOPLE |= {"unknown": "Joan Stiles"}
 PEOPLE |= {f"attack_{name}": PEOPLE[name] for name in ("requests", "kept")}
 
 
@@ -36,6 +37,8 @@ def world(tmp_path_factory) -> Path:
         write_shard(folder / f"private/{name}.tar", faces)
         rows = [f"{person}{letter},{name}.tar,{i}" for i, letter in enumerate("abcdef")]
         (folder / f"private/{name}.csv").write_text("\n".join(["name,faces,id", *rows]))
+    labelled = {f"{i}": {"jpg": one, "cls": str(i)} for i in range(10)}
+    write_shard(folder / "val.tar", labelled)
     (folder / "private/names.txt").write_text("\n".join(f"Joe Doe{i}" for i in range(2000)))
     return folder
 
@@ -51,7 +54,8 @@ def test_it_plans_without_weights_and_fits_as_its_header_says(path, world, monke
     header = path.read_text().partition("model:")[0]
     launch = Launch.of_file(REPOSITORY / re.search(r"--launch (\S+)", header)[1])
     shards = f"data.shards={world}/{{00000..00007}}.tar"
-    told = describe_run(load_config(path, [shards]), launch, Capacity(80e9, "cuda"))
+    labelled = f"evaluations.imagenet.shards={world}/val.tar"
+    told = describe_run(load_config(path, [shards, labelled]), launch, Capacity(80e9, "cuda"))
     (planned_gb,) = re.findall(r" fits 80.00 GB.*: (\S+) GB with ", told)
     assert float(re.search(r"(\S+) GB a device", header)[1]) == pytest.approx(
         float(planned_gb), rel=0.02
