@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 STEP = "step"
+BUCKET = 25_000_000  # values that ranks put together at a time, 100 MB
 
 
 class Spread:
@@ -78,8 +79,28 @@ def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, mesh, placements, src_data_rank=None)  # each rank has it
 
 
+def _shape_of(parameter: Any) -> torch.Size:
+    """ZeRO-3 empties a parameter whose weights are not there."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _in_buckets(trained: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
+    """In order, so many together that none but a larger one alone exceeds the size of a bucket."""
+    some: dict[str, nn.Parameter] = {}
+    values = 0
+    for name, parameter in trained.items():
+        size = _shape_of(parameter).numel()
+        if some and values + size > BUCKET:
+            yield some
+            some, values = {}, 0
+        some[name] = parameter
+        values += size
+    if some:
+        yield some
+
+
 class ZeroSpread(Spread):
-    """Of DeepSpeed's ZeRO-1, -2 and -3, through the functions it offers for that."""
+    """Of DeepSpeed's ZeRO-1, -2 and -3, whose parts it tells of."""
 
     def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
         super().__init__(trained, optimizer)
@@ -87,22 +108,53 @@ class ZeroSpread(Spread):
         self._adamw = self._zero.optimizer
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        for name, parameter in self.trained.items():
-            yield name, safe_get_full_fp32_param(parameter)
+        return self._together(None)
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         if not any(self._adamw.state.values()):  # no step yet: fp16 passes over the first few
             return
         self._link_states()
         step = next(iter(self._adamw.state.values()))[STEP]
-        for name, parameter in self.trained.items():
-            for key in MOMENTS:
-                yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key)
+        for key in MOMENTS:
+            for name, moment in self._together(key):
+                yield f"{key}/{name}", moment
+        for name in self.trained:
             yield f"{STEP}/{name}", step
+
+    def _together(self, key: str | None) -> Iterator[tuple[str, Tensor]]:
+        """The float32 weights, or moments of that key, put together from all ranks' parts: many in
+        one collective, since DeepSpeed's one for each holds a step up for longer than they take.
+        """
+        for some in _in_buckets(self.trained):
+            sizes = [self._padded_size(parameter) for parameter in some.values()]
+            device = next(iter(some.values())).device
+            flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+            for parameter, whole_one in zip(some.values(), flat.split(sizes), strict=True):
+                start, own = self._own_part(parameter, key)
+                whole_one[start : start + len(own)] = own.detach()
+            dist.all_reduce(flat)  # each place is one rank's, and zero on the others
+            for (name, parameter), whole_one in zip(some.items(), flat.split(sizes), strict=True):
+                shape = _shape_of(parameter)
+                yield name, whole_one[: shape.numel()].view(shape).clone()
+
+    def _padded_size(self, parameter: Any) -> int:
+        if self._is_stage_3:  # its parts are filled up to the same size
+            return parameter.ds_tensor.numel() * dist.get_world_size()
+        return parameter.numel()
+
+    def _own_part(self, parameter: Any, key: str | None) -> tuple[int, Tensor]:
+        """Where it begins in the flat parameter, and its values; there may be none."""
+        from deepspeed import utils
+
+        if self._is_stage_3:
+            start = dist.get_rank() * parameter.ds_tensor.numel()
+            if key is None:
+                return start, utils.safe_get_local_fp32_param(parameter)
+            return start, utils.safe_get_local_optimizer_state(parameter, key)
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return 0, torch.empty(0)
+        return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         steps = [moments[f"{STEP}/{name}"] for name in self.trained if f"{STEP}/{name}" in moments]
