@@ -138,7 +138,7 @@ def test_over_two_ranks_the_loss_and_its_gradient_are_those_of_one(tmp_path, pic
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode == 0
     found = sorted(told.get() for _ in processes)
     assert [one[1] for one in found] == pytest.approx([loss.item()] * 2, abs=1e-5)
