@@ -23,7 +23,8 @@ class Trackers:
         os.environ.setdefault("WANDB_MODE", "offline")
         # Online, what is not committed would go along: a roster may be in the user's repository.
         os.environ.setdefault("WANDB_DISABLE_GIT", "true")
-        folder = str(config.output.absolute())  # its service may have been started elsewhere
+        # Whole: wandb's service stays in the folder that its first run was started in.
+        folder = str(config.output.absolute())
         options = {"wandb": {"name": config.output.name, "dir": folder}}
         told, started = _flat(config.resolved()), []
         wanted = accelerator.log_with

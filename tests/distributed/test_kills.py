@@ -1,4 +1,4 @@
-"""kill -9 of one process, of all, of the launcher or not: what is left ends, nothing is lost."""
+"""kill -9 of one process, of both, of the launcher, of all: what is left ends, nothing is lost."""
 
 from __future__ import annotations
 

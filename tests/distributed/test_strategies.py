@@ -187,7 +187,7 @@ def gradient_norms(folder: Path, name: str) -> list[float]:
 @pytest.fixture(scope="module")
 def pulled(world, larger) -> list[str]:
     """In one process, named first: the pull to the original weights, a gradient that is clipped in
-    half of the steps, every evaluation. Then how it is told.
+    some of the steps, every evaluation. Then how it is told.
     """
     own = {name: {"kind": name, **options} for name, options in EVALUATIONS.items()}
     told = [*PULLED, f"evaluations={json.dumps(own)}"]

@@ -31,7 +31,7 @@ evaluations:
     candidates: 10
     pictures: 2
     every: 1
-  twins: {{kind: similarity, roster: forget.jsonl, target: a person, shards: clean.tar}}
+  nearness: {{kind: similarity, roster: forget.jsonl, target: a person, shards: clean.tar}}
   words: {{kind: text_inference, groups: {{forget: forget.jsonl}}, gibberish: 40}}
 optimizer: {{lr: 1.0e-3, warmup_steps: 1}}
 trackers: [wandb]
