@@ -13,7 +13,8 @@ from tests.conftest import REPOSITORY
 FLOORS = [
     [
         "losses",
-        "attention",
+        "progress_bars",
+        "blocks",
         "randomness",
         "hookspecs",
         "quotas",

@@ -31,6 +31,7 @@ from trainer.losses import (
 from trainer.measures import Rows
 from trainer.names import NameIndex, fold, read_names
 from trainer.pictures import Pictures, Unread, first_pictures, pictures_of, refuse_unseen
+from trainer.progress_bars import progress
 from trainer.quotas import Quotas
 from trainer.readers import read_shard
 from trainer.roster import Identity, names_of, read_roster, refuse_named
@@ -77,6 +78,7 @@ __all__ = [
     "multi_positive_info_nce",
     "names_of",
     "pictures_of",
+    "progress",
     "quantile",
     "rate",
     "rate_by_person",

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from trainer.api import BadSample, decode_picture
 from trainer.clip import Clip, Towers
 from trainer.failures import hear
+from trainer.progress_bars import progress
 
 
 class ClipEncoder:
@@ -53,7 +53,7 @@ class ClipEncoder:
         # that training has not.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             # Shown only where it takes long: most calls are over in a moment.
-            starts = tqdm(
+            starts = progress(
                 range(0, per_rank, self._batch),
                 desc="embedding",
                 unit_scale=self._batch,

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 
 from trainer import clip as clips
 from trainer.api import Encoder, Evaluation, Tower
+from trainer.blocks import lean
 from trainer.clip import Clip, Towers
 from trainer.config import Config
 from trainer.encoder import ClipEncoder
@@ -70,6 +71,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
     run = Run(config, accelerator)
 
     def encoder(clip: Clip, saved: Path | None = None) -> ClipEncoder:
+        lean(clip.model)
         towers = Towers(clip, frozenset(Tower))
         if saved is not None:
             lay_over(saved, towers)

@@ -10,8 +10,6 @@ from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from trainer.captions import LINES, PARQUET
 from trainer.index import (
     Index,
@@ -22,6 +20,7 @@ from trainer.index import (
     make_remote_index,
     save_index,
 )
+from trainer.progress_bars import progress
 from trainer.remote import Patience, RemoteFile, is_remote, shown
 from trainer.streams import expand
 
@@ -55,7 +54,8 @@ def index_shards(patterns: Sequence[str], folder: str | None, workers: int) -> s
     workers = min(workers, len(urls))
     # Importing this package takes seconds: not worth it in more processes than there are shards.
     with ProcessPoolExecutor(workers, get_context("fork")) as pool:
-        found = list(tqdm(pool.map(make, urls), total=len(urls), unit="shard", desc="indexing"))
+        made = pool.map(make, urls)
+        found = list(progress(made, total=len(urls), unit="shard", desc="indexing"))
     wrong = sum((one.wrong for one in found), Counter[str]())
     lines = [
         f"{sum(one.num_samples for one in found):,} samples in {len(found):,} shards; "

@@ -13,8 +13,8 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from trainer.attention import attends_to_itself
-from trainer.text_towers import lengths_of, project, takes_short_text
+from trainer.blocks import attends_to_itself
+from trainer.text_towers import lengths_of, place_of_end, read_out, takes_short_text
 
 ROW = 128  # tokens
 
@@ -43,7 +43,7 @@ class Packed(NamedTuple):
 
 
 def takes_packed(tower: nn.Module, pad_id: int) -> bool:
-    """Whether its captions may be packed, once `attention.without_copies` has been there."""
+    """Whether its captions may be packed, once `blocks.lean` has been there."""
     return (
         takes_short_text(tower, pad_id)
         and isinstance(tower, TextTransformer)
@@ -70,7 +70,7 @@ def pack(tokens: Tensor, tower: Any, pad_id: int) -> Packed:
         in_rows(tokens.numpy()[captions, places], pad_id),
         in_rows(places, 0),
         in_rows(captions, -1),
-        torch.from_numpy(first) + _read_out(tokens, tower),
+        torch.from_numpy(first) + place_of_end(tokens, tower),
     )
 
 
@@ -78,15 +78,6 @@ def pack_if_shorter(tokens: Tensor, tower: Any, pad_id: int) -> Tensor | Packed:
     """The captions as they are, where these are all so long that rows would hold more padding."""
     packed = pack(tokens, tower, pad_id)
     return packed if packed.tokens.numel() < tokens.numel() else tokens
-
-
-def _read_out(tokens: Tensor, tower: TextTransformer) -> Tensor:
-    """The place of the token that open_clip's `text_global_pool` takes. (n, l) to (n,)."""
-    if tower.pool_type == "argmax":
-        return tokens.argmax(-1)
-    if tower.pool_type == "eos":
-        return (tokens == tower.eos_id).int().argmax(-1)
-    return torch.zeros(len(tokens), dtype=torch.int64)  # "first"
 
 
 def rows_of(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -124,5 +115,4 @@ def _longest(left: list[int], length: int) -> int:
 def packed_text(tower: TextTransformer, packed: Packed) -> Tensor:
     """`text_towers.cut_text` of captions in rows. Returns (n, d)."""
     x = tower.token_embedding(packed.tokens) + tower.positional_embedding[packed.places]
-    x = tower.transformer(x, attn_mask=packed.mask(x.dtype))
-    return project(tower, tower.ln_final(x.flatten(0, 1)[packed.ends]))
+    return read_out(tower, x, packed.mask(x.dtype), packed.ends)

@@ -128,7 +128,10 @@ def plan_of(
                 "gathered weights": computed * gathered,
                 "buckets": computed * (BUCKETS["reduce_bucket_size"] + trained * share),
             }
-            gradients = Gradients(computed, 0)
+            # A bucket is put in the order of the ranks, which is a copy; gloo makes another of it.
+            copies = 2 if device == "cpu" else 1
+            together = rehearsal.fullest_bucket(BUCKETS["reduce_bucket_size"])
+            gradients = Gradients(computed, 0, copied=copies * computed, together=together)
     sizes_held = {name: int(size) for name, size in held.items()}
     in_backward = rehearsal.peak(gradients, recomputes)
     if launch.parts > 1 and launch.strategy != "zero3":

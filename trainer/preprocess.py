@@ -138,7 +138,8 @@ class Prepare:
         """uint8 (n, 3, H, W) to the float input of the tower, on whatever device they are."""
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None] * 255
         std = torch.tensor(self.std, device=pixels.device)[:, None, None] * 255
-        return (pixels.float() - mean) / std
+        # Where the floats lie: a batch of them is large.
+        return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 def _without_ends(picture: Tensor) -> Tensor:

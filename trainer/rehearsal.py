@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from trainer.attention import without_copies
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch
+from trainer.blocks import lean
 from trainer.clip import Towers
 from trainer.flops import weightless
 from trainer.packing import Packed, pack_if_shorter, takes_packed
@@ -42,12 +42,15 @@ class Kind:
 @dataclass(frozen=True)
 class Gradients:
     """Bytes a trained value: of a gradient that is being made, and of what is kept of it when it
-    is; bucket: bytes, through which they go.
+    is; copied: while it is sent. bucket: bytes, through which they go. together: values that are
+    sent at a time, at most.
     """
 
     whole: float
     kept: float
     bucket: int = 0
+    copied: int = 0
+    together: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,16 @@ class Rehearsal:
         whole, entering = (sum(sizes) for sizes in zip(*self.blocks))
         return self.kept - whole + entering + max(kept for kept, _ in self.blocks)
 
+    def fullest_bucket(self, capacity: int) -> int:
+        """Values of the gradients that are sent together: of as many as there is room for."""
+        fullest = filled = 0
+        for use in sorted(self.uses.values(), key=lambda use: use.first, reverse=True):
+            if filled + use.values > capacity:
+                filled = 0
+            filled += use.values
+            fullest = max(fullest, filled)
+        return fullest
+
     def peak(self, of_gradients: Gradients, recomputes: bool) -> int:
         """The most, in a backward, of what is kept and of the gradients that take its place; with
         what passes through its first operations.
@@ -98,6 +111,7 @@ class Rehearsal:
             )
             waiting = (begun + added) * of_gradients.whole
             gradients = waiting + done * of_gradients.kept + of_gradients.bucket * bool(done)
+            gradients += of_gradients.copied * min(of_gradients.together, done)
             most = max(most, int(kept * share + gradients))
         return most + 2 * self.largest
 
@@ -191,13 +205,14 @@ def _nothing_computed(student: Towers, kind: Kind) -> Iterator[Towers]:
     """The student without weights, on a device that need not be there."""
     if isinstance(student.text, HFTextEncoder):
         with _autocast("cpu", kind.autocast):
-            yield weightless(student, "cpu", kind.weights)
+            model = weightless(student, "cpu", kind.weights)
+            lean(model)
+            yield model
         return
     fused = _FusedAttention() if kind.device == "cuda" else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), _autocast(kind.device, kind.autocast), fused:
         model = weightless(student, kind.device, kind.weights)
-        if kind.device == "cuda":
-            without_copies(model)
+        lean(model)
         yield model
 
 

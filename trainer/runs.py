@@ -25,6 +25,7 @@ from trainer.fingerprints import fingerprints
 from trainer.interruption import EXIT_CODE, MARKER
 from trainer.lock import hold
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
+from trainer.progress_bars import progress
 from trainer.report import REPORT, summary, write_report
 from trainer.saved import CONFIG, Saved, find
 from trainer.skips import Skips
@@ -142,7 +143,7 @@ class Run:
             tqdm.write(line, file=sys.stderr)
 
     def progress(self, steps: Iterable, first: int, total: int) -> Generator:
-        self._bar = tqdm(
+        self._bar = progress(
             steps,
             initial=first,
             total=total,
@@ -176,7 +177,8 @@ class Run:
             scalars = {name: one for name, one in numbers.items() if not isinstance(one, list)}
             self._trackers.log(scalars, step)
         if show and self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in show.items()})
+            told = {name: f"{value:.3g}" for name, value in show.items()}
+            self._bar.set_postfix(told, refresh=False)
 
     def finish(self, before: Measures, after: Measures, skips: Skips, steps: int) -> None:
         """results.json, the report, and the table a stranger understands."""

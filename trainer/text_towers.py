@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
-from open_clip.transformer import TextTransformer, text_global_pool
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from trainer.blocks import LeanTransformer
 
 GROUPS, MIN_GROUP = 4, 32  # captions: fewer are not worth a call of their own
 
@@ -89,13 +91,27 @@ def cut_text(tower: TextTransformer, tokens: Tensor) -> Tensor:
     length = tokens.shape[1]
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     mask: Any = tower.attn_mask
-    x = tower.ln_final(tower.transformer(x, attn_mask=mask[:length, :length]))
-    pooled = text_global_pool(x, tokens, pool_type=tower.pool_type, eos_token_id=tower.eos_id)
-    return project(tower, pooled)
+    starts = torch.arange(0, tokens.numel(), length, device=tokens.device)
+    return read_out(tower, x, mask[:length, :length], starts + place_of_end(tokens, tower))
 
 
-def project(tower: TextTransformer, pooled: Tensor) -> Tensor:
-    """(n, w) to (n, d)."""
+def place_of_end(tokens: Tensor, tower: TextTransformer) -> Tensor:
+    """Of the token that open_clip's `text_global_pool` takes. (n, l) to (n,)."""
+    if tower.pool_type == "argmax":
+        return tokens.argmax(-1)
+    if tower.pool_type == "eos":
+        return (tokens == tower.eos_id).int().argmax(-1)
+    return torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)  # "first"
+
+
+def read_out(tower: TextTransformer, x: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
+    """Tokens through the blocks. x: (r, l, w); ends: (n,), which of them all are read. Returns
+    (n, d)."""
+    if isinstance(tower.transformer, LeanTransformer):
+        pooled = tower.transformer(x, attn_mask=mask, read=ends)
+    else:
+        pooled = tower.transformer(x, attn_mask=mask).flatten(0, 1)[ends]
+    pooled = tower.ln_final(pooled)
     if tower.text_projection is None:
         return pooled
     if isinstance(tower.text_projection, nn.Linear):

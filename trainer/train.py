@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trainer import clip as clips
 from trainer.api import Tower
-from trainer.attention import without_copies
 from trainer.batches import Batch, Batches
+from trainer.blocks import lean
 from trainer.checkpoint import Checkpoints, first_not_finite
 from trainer.clip import Towers
 from trainer.config import Config
@@ -58,8 +58,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
 
     with run.timed("load"):
         clip = clips.load(config.model)
-        if device.type == "cuda":
-            without_copies(clip.model)
+        lean(clip.model)
         original = Towers(clip, config.trained)
         towers = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
         if saved:

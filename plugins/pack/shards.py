@@ -15,9 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
-from trainer import BadSample
+from trainer import BadSample, progress
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif")  # extensions that the trainer reads
 MAX_PICTURE_BYTES = 200_000_000  # of a file; it reads no larger one
@@ -102,7 +101,7 @@ def in_order(
     Threads work a little ahead, and are enough: a decoder lets go of Python's lock. To be run in
     the main thread.
     """
-    bar = tqdm(total=total, desc="packing", unit="picture")
+    bar = progress(total=total, desc="packing", unit="picture")
     # Each of torch's copies would take all cores, and so would each of as many threads.
     threads = ThreadPoolExecutor(os.cpu_count(), "", torch.set_num_threads, (1,))
     with bar, interrupts_held_back() as let_through, threads as pool:

@@ -27,8 +27,8 @@ from tests.benchmarks.pictures import SIZE, draw_picture, jpeg
 from tests.benchmarks.text_step import DEVICE, FULL_LENGTH, captions, seconds
 from trainer import Tower
 from trainer import clip as clips
-from trainer.attention import without_copies
 from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
+from trainer.blocks import lean
 from trainer.clip import Clip
 from trainer.embedding import STUDENT, Showing, embed
 from trainer.optim import make_optimizer
@@ -57,8 +57,7 @@ def ours(clip: Clip, shard: Path) -> tuple[Batches, Callable[[], None]]:
     data = DataConfig(shards=[str(shard)], workers=WORKERS, lanes=64)
     batches = Batches({"x": objective}, data, clip, 0, 0, 1)
     model = ModelConfig(name=MODEL, random_weights=True)
-    if IS_MIXED:
-        without_copies(clip.model)
+    lean(clip.model)
     student: Any = clips.student_of(clip, frozenset(Tower), model, temperature=True).to(DEVICE)
     show = Showing(student, DEVICE)
     if IS_MIXED:

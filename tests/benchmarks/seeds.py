@@ -84,7 +84,7 @@ def config(name: str) -> str:
 
 
 def launch(folder: Path, *arguments: str) -> None:
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
     file = str(REPOSITORY / "launch/cpu.yaml")
     command = [*accelerate, "--config_file", file, "-m", "trainer", *arguments]
     subprocess.run(command, cwd=folder, check=True)

@@ -32,8 +32,8 @@ from tests.benchmarks.captions import WORDS
 from trainer import Tower
 from trainer import clip as clips
 from trainer.api import LossFn
-from trainer.attention import without_copies
 from trainer.batches import STUDENT_TEXT, TEACHER_TEXT, Batch, Batches
+from trainer.blocks import lean
 from trainer.clip import Clip, Towers
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.flops import Flops
@@ -107,8 +107,7 @@ class Ours:
         freeze: Sequence[str] = (),
         recomputes: bool = False,
     ):
-        if IS_GPU:
-            without_copies(clip.model)
+        lean(clip.model)
         model = ModelConfig(name="any", random_weights=True, freeze=list(freeze))
         self.student: Any = clips.student_of(clip, towers, model, temperature=False).to(DEVICE)
         self.teacher: Any = clips.replica(Towers(clip, towers), DEVICE, dtype)

@@ -43,7 +43,8 @@ KINDS: dict[str, dict] = {
     "bert": {"text_cfg": {"hf_model_name": "bert", "context_length": 24}},
     "mt5": {"text_cfg": {"hf_model_name": "mt5", "context_length": 24}},
 }
-CUT = {"plain", "quick", "custom", "resnet", "bert", "mt5"}  # whose captions need no padding
+PACKED = {"plain", "quick", "custom", "resnet"}  # causal, and blocks of torch's attention
+CUT = {*PACKED, "bert", "mt5"}  # whose captions need no padding
 
 
 @dataclass

@@ -66,16 +66,16 @@ def write_world(folder: Path) -> Path:
 
 def measured(folder: Path, name: str, file: str, options: list[str], *overrides: str) -> list[dict]:
     """Of each rank: `peak`, the most bytes at a time; `sent`, by rings, in a step."""
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     where = ["--config_file", str(REPOSITORY / "launch" / file), *options]
-    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(REPOSITORY)}
     if "--gradient_accumulation_steps" in options:
         environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]
     for old in folder.glob("measured-*.json"):
         old.unlink()
     done = subprocess.run(
         [*launcher, *where, __file__, "train", f"{name}.yaml", *overrides],
-        cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=500,
+        cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("measured-*.json"))]

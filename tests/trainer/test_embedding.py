@@ -9,8 +9,8 @@ import torch
 
 from tests.trainer.architectures import pixels
 from trainer import Tower
-from trainer.attention import without_copies
 from trainer.batches import ABSENT, Batch
+from trainer.blocks import lean
 from trainer.clip import Towers
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.packing import Packed, pack
@@ -37,7 +37,7 @@ def batch(plain) -> Batch:
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_each_objective_gets_its_own_rows_in_order(plain, batch, is_packed):
     if is_packed:
-        without_copies(plain.clip.model)
+        lean(plain.clip.model)
     towers = Towers(plain.clip, frozenset(Tower))
     show = Showing(towers, CPU)
     if is_packed:  # as where there is a GPU

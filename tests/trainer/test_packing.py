@@ -1,4 +1,4 @@
-"""Captions in rows embed as by themselves, and a GPU's attention as torch's own."""
+"""Captions in rows embed as by themselves."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from open_clip.transformer import ResidualAttentionBlock
-from torch import nn
 
-from tests.trainer.architectures import KINDS, pixels
+from tests.trainer.architectures import KINDS, PACKED
 from trainer import Tower
-from trainer.attention import SelfAttention, without_copies
+from trainer.blocks import lean
 from trainer.clip import Towers
 from trainer.packing import ROW, Packed, pack, pack_if_shorter, packed_text, rows_of, takes_packed
 from trainer.text_towers import cut_text
 
 TEXTS = [f"a red hat {i} {'on a table ' * (i % 6)}" for i in range(40)]
-PACKED = {"plain", "quick", "custom", "resnet"}  # causal, and blocks of torch's attention
 
 
 @given(st.lists(st.integers(1, ROW), max_size=60))
@@ -53,21 +50,23 @@ def test_packed_captions_embed_and_train_as_by_themselves(plain, pool_type):
     tower = copy.deepcopy(plain.clip.model.text).requires_grad_(True)
     tower.pool_type, tower.eos_id = pool_type, 49407
     ours = copy.deepcopy(tower)
-    without_copies(ours)
+    lean(ours)
     tokens = plain.clip.tokenize(TEXTS)
     packed = pack(tokens, ours, 0)
     assert len(packed.tokens) < len(tokens) / 2
     wanted, found = cut_text(tower, tokens), packed_text(ours, packed)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    wanted.square().sum().backward()
-    found.square().sum().backward()
+    wanted.square().mean().backward()
+    found.square().mean().backward()
     for (name, one), other in zip(tower.named_parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-4, msg=name)
+        # Sums of what nearly cancels: rounding is of the largest of a parameter's gradients.
+        atol = 1e-5 * one.grad.abs().max().item()
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=atol, msg=name)
 
 
 def test_a_caption_sees_nothing_of_those_beside_it(plain):
     tower = copy.deepcopy(plain.clip.model.text)
-    without_copies(tower)
+    lean(tower)
     packed = pack(plain.clip.tokenize(TEXTS), tower, 0)
     wanted = packed_text(tower, packed)
     others = packed.captions != 7
@@ -80,37 +79,13 @@ def test_a_caption_sees_nothing_of_those_beside_it(plain):
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_towers_whose_captions_need_nothing_else_take_rows(originals, kind):
     clip = copy.deepcopy(originals[kind].clip)
-    without_copies(clip.model)
+    lean(clip.model)
     assert takes_packed(clip.model.text, clip.tokenize.pad_id) == (kind in PACKED)
     if kind in PACKED:
         towers = Towers(clip, frozenset({Tower.TEXT}))
         tokens = clip.tokenize(TEXTS)
         found = towers(pack(tokens, towers.text, 0), None)[0]
         torch.testing.assert_close(found, towers(tokens, None)[0], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_attention_without_copies_gives_the_same(originals, kind):
-    clip = originals[kind].clip
-    ours = copy.deepcopy(clip)
-    without_copies(ours.model)
-    names = list(clip.model.state_dict())
-    assert list(ours.model.state_dict()) == names
-    both = frozenset(Tower)
-    tokens = clip.tokenize(TEXTS[:4])
-    wanted = Towers(clip, both)(tokens, pixels())
-    found = Towers(ours, both)(tokens, pixels())
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
-
-
-def test_attention_to_something_else_stays_torchs():
-    plain = nn.Sequential(ResidualAttentionBlock(16, 2))
-    crossed = nn.Sequential(ResidualAttentionBlock(16, 2, is_cross_attention=True))
-    for model in (plain, crossed):
-        without_copies(model)
-    assert type(plain[0].attn) is SelfAttention
-    assert type(crossed[0].attn) is nn.MultiheadAttention
 
 
 def test_captions_that_fill_their_length_stay_as_they_are(plain):

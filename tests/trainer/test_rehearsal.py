@@ -14,9 +14,10 @@ from tests.trainer.test_train import config_path, overrides
 from trainer import clip as clips
 from trainer.api import Tower
 from trainer.batches import Batch, Batches
+from trainer.blocks import lean
 from trainer.clip import Towers
 from trainer.config import load_config
-from trainer.rehearsal import Kind, rehearse
+from trainer.rehearsal import Gradients, Kind, Rehearsal, Use, rehearse
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,7 @@ def really_kept(student: Towers, batch: Batch) -> int:
 def test_the_activations_are_those_that_a_real_forward_keeps():
     config = load_config(config_path("demo"), overrides("demo"))
     clip = clips.load(config.model)
+    lean(clip.model)
     student = clips.student_of(clip, frozenset(Tower), config.model, temperature=False)
     batch = next(Batches(config.objectives, config.data, clip, 0, 0, 1))
     assert really_kept(student, batch) == pytest.approx(
@@ -54,6 +56,7 @@ def test_the_activations_are_those_that_a_real_forward_keeps():
 def test_the_activations_of_every_kind_of_tower_are_told(kind, tmp_path):
     """Hugging Face's too, which look at their masks."""
     towers, batch = student(kind, tmp_path), batch_of(torch.ones(4, 12, dtype=torch.int64), 3)
+    lean(towers)
     assert really_kept(towers, batch) == pytest.approx(
         rehearse(towers, batch, Kind()).kept, rel=0.02
     )
@@ -68,3 +71,20 @@ def test_the_student_itself_is_left_alone():
     rehearse(student, batch, Kind())
     for name, tensor in student.state_dict().items():
         assert tensor.device.type == "cpu" and torch.equal(tensor, before[name])
+
+
+def test_gradients_are_sent_with_as_many_of_those_before_as_there_is_room_for():
+    uses = {f"{i}": Use(values, i, i) for i, values in enumerate((30, 4, 5, 6))}
+    found = Rehearsal(uses=uses)
+    assert found.fullest_bucket(40) == 30  # 6, 5 and 4, then 30 alone
+    assert found.fullest_bucket(44) == 30
+    assert found.fullest_bucket(45) == 45
+    assert found.fullest_bucket(20) == 30  # one that is larger than the bucket goes alone
+
+
+def test_what_is_sent_is_copied_beside_what_is_kept_by_then():
+    found = Rehearsal(kept=100, uses={"first": Use(30, 0, 0), "last": Use(15, 90, 90)})
+    assert found.peak(Gradients(1, 0), recomputes=False) == 100
+    assert found.peak(Gradients(1, 0, copied=2, together=45), recomputes=False) == 90 + 2 * 15
+    assert found.peak(Gradients(1, 0, copied=3, together=45), recomputes=False) == 90 + 3 * 15
+    assert found.peak(Gradients(1, 0, copied=2, together=4), recomputes=False) == 100

@@ -258,10 +258,10 @@ def test_a_run_that_diverges_stops_before_the_update_and_says_where_and_on_what(
 def launched(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     python = warm_python()
     file = REPOSITORY / "launch" / ("cpu.yaml" if processes == 1 else "ddp.yaml")
-    accelerate = [python, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    accelerate = [python, "-m", "accelerate.commands.launch"]
     where = ["--config_file", str(file), "--mixed_precision", "no", "--num_processes"]
     command = [*accelerate, *where, str(processes), "-m", "trainer", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     environment["PYTHON_EXEC"] = python
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
