@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from trainer import BadSample, Encoder, Pictures
@@ -51,6 +50,9 @@ def assigned(cosines: Tensor) -> list[int]:
 
     cosines: (p, s), of their means.
     """
+    # Here: half a second to import, and every command loads this plugin.
+    from scipy.optimize import linear_sum_assignment
+
     count = cosines.shape[1]
     ranks = cosines.argsort(1, descending=True).argsort(1)
     allowed = torch.where(ranks < count // 2, -2, cosines)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import cos, pi, sin
 
 import numpy as np
 from PIL import Image
 from PIL.ImageDraw import Draw, ImageDraw
 
+from plugins.fictitious.canvas import SCALE, SIDE, grainy, reduced
 from plugins.fictitious.faces import Colour, Face, shade
-
-SIDE = 64  # of a picture
-SCALE = 2  # drawn larger, then reduced: smooth edges
-
-Point = tuple[float, float]
+from plugins.fictitious.poses import Pose
 
 
 def draw_picture(face: Face, role: int, seed: int, index: int, number: int) -> Image.Image:
@@ -41,47 +37,14 @@ def draw_picture(face: Face, role: int, seed: int, index: int, number: int) -> I
     return photograph(image, r)
 
 
-class Pose:
-    """Where the head stands in one picture: place, size, rotation, and which way it looks."""
-
-    def __init__(self, r: np.random.Generator):
-        half = SIDE * SCALE / 2
-        self._size = half * r.uniform(0.84, 1.04)
-        self._x, self._y = half * (1 + r.uniform(-0.1, 0.1)), half * (1 + r.uniform(-0.06, 0.14))
-        angle = r.uniform(-12, 12) * pi / 180
-        self._cos, self._sin = cos(angle), sin(angle)
-        self._yaw, self._pitch = r.uniform(-0.09, 0.09), r.uniform(-0.06, 0.06)
-
-    def at(self, x: float, y: float, depth: float = 0.0) -> Point:
-        """A point of the head in the picture; depth: how far it shifts when the head turns."""
-        x, y = x + self._yaw * depth, y + self._pitch * depth
-        return (
-            self._x + self._size * (x * self._cos - y * self._sin),
-            self._y + self._size * (x * self._sin + y * self._cos),
-        )
-
-    def all_at(self, points: Iterable[Point], depth: float = 0.0) -> list[Point]:
-        return [self.at(x, y, depth) for x, y in points]
-
-    def oval(self, x, y, rx, ry, depth=0.0, jaw=1.0, points=28) -> list[Point]:
-        """An ellipse, narrower towards the chin by `jaw`."""
-        outline = []
-        for k in range(points):
-            a = 2 * pi * k / points
-            narrow = 1 - (1 - jaw) * max(0.0, sin(a)) ** 2 * 0.6
-            outline.append(self.at(x + rx * cos(a) * narrow, y + ry * sin(a), depth))
-        return outline
-
-
 def photograph(image: Image.Image, r: np.random.Generator) -> Image.Image:
     """Light, colour cast and noise, at the final size."""
-    pixels = np.asarray(image.reduce(SCALE), dtype=np.float32)
+    pixels = reduced(image)
     across = np.linspace(-1, 1, SIDE, dtype=np.float32)
     light = 1 + r.uniform(-0.18, 0.18) * across[None, :, None]
     light = light + r.uniform(-0.12, 0.12) * across[:, None, None]
     pixels = pixels * light * r.uniform(0.82, 1.15) * r.uniform(0.93, 1.07, 3).astype(np.float32)
-    pixels += r.standard_normal(pixels.shape, dtype=np.float32) * r.uniform(1, 5)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return grainy(pixels, r)
 
 
 def _any_colour(r: np.random.Generator) -> Colour:

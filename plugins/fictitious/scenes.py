@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from PIL.ImageDraw import Draw, ImageDraw
 
+from plugins.fictitious.canvas import SCALE, SIDE, Point, grainy, reduced
 from plugins.fictitious.faces import Colour
-from plugins.fictitious.portraits import SCALE, SIDE, Point
 
 SHAPES = [
     "circle",
@@ -93,9 +93,7 @@ def draw_scene(scene: Scene, *seed: int) -> Image.Image:
         _texture(Draw(image), thing, ink, side, r)
     else:
         _shape(Draw(image), thing, ink, behind, side, r)
-    pixels = np.asarray(image.reduce(SCALE), dtype=np.float32) * r.uniform(0.93, 1.06)
-    pixels += r.standard_normal(pixels.shape, dtype=np.float32) * r.uniform(1, 5)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return grainy(reduced(image) * r.uniform(0.93, 1.06), r)
 
 
 def _near(colour: Colour, r: np.random.Generator) -> Colour:

@@ -16,11 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 
-from tqdm import tqdm
-
 from plugins.fictitious import captions
 from plugins.fictitious.names import Names
 from plugins.fictitious.world import KNOWN, Shard, World, classes_of, names_of, person_id, plan
+from trainer import progress
 
 FORMAT = 3  # raise it when the same arguments give other bytes
 RECORD = "world.json"
@@ -76,14 +75,13 @@ def _write_shards(folder: Path, world: World, names: Names, workers: int) -> dic
     shards = list(plan(world, names))
     write = partial(_write_shard, folder, world)
     counts: Counter[str] = Counter()
-    # Importing the package takes seconds and half a gigabyte, torch's: once, not in each worker.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # Forked, as a DataLoader's: to import the package again takes seconds and half a gigabyte.
     # Not a Pool: that waits for ever for a worker that was killed, for memory say.
-    processes = ProcessPoolExecutor(min(workers, len(shards)), context, _end_with_parent)
+    num_workers = min(workers, len(shards))
+    processes = ProcessPoolExecutor(num_workers, get_context("fork"), _end_with_parent)
     with processes as pool:
         written = pool.map(write, shards)
-        for path, count in tqdm(written, total=len(shards), desc="drawing", unit="shard"):
+        for path, count in progress(written, total=len(shards), desc="drawing", unit="shard"):
             counts[os.path.dirname(path)] += count
     return dict(sorted(counts.items()))
 

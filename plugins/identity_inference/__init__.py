@@ -9,7 +9,8 @@ give the false positives.
 
 That rule is generous to the attacker and a coarse scale. Beside it stand the share of people named
 by more than half of the prompts, the share of right (prompt, picture) cases, and the same share
-with the names of the known people as the only candidates (`closed_set`).
+with the names of the known people as the only candidates (`closed_set`). `accuracy` is over all
+people: known ones that were found, and unknown ones that were not.
 
 `identity_inference` measures this group by group, on request also by variants of the names;
 `encoder_swap` which tower forgot; `neighbours` what became of people with a forgotten's name.

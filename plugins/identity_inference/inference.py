@@ -78,10 +78,11 @@ class IdentityInference(Evaluation):
         by_variant = {
             variant: self._won(student, faces, variant) for variant in self.options.variants
         }
-        people = Rows()
+        people, judged = Rows(), []
         for group, rows in groups:
             prefix, chosen = group.name, named.among_all[:, rows]
             won = prompts_won(chosen, rows)
+            judged.append((won >= 1) == (group.name != UNKNOWN))
             among_known = named.among_known[:, rows] if group.name != UNKNOWN else None
             yield from _named_by(prefix, chosen, among_known, rows)
             if held_out:
@@ -106,6 +107,9 @@ class IdentityInference(Evaluation):
                         one: count for one, count in found.items() if count != NOT_ATTACKED
                     }
                 people.append(person)
+        if UNKNOWN in self.options.groups:
+            all_judged = torch.cat(judged)
+            yield "accuracy", rate(int(all_judged.sum()), len(all_judged))
         yield "people", people
 
     def _won(self, student: Encoder, faces: Faces, variant: Variant) -> Tensor:

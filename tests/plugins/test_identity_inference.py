@@ -307,6 +307,7 @@ def test_a_whole_run_gives_what_the_literal_protocol_gives(world, draw):
     model = random_model(world, np.random.default_rng(draw))
     measures = dict(attack.run(model, model))
     people = {row["identity"]: row for row in measures["people"]}
+    judged = []
     for group, count in GROUPS.items():
         won, right, right_closed = [], 0, 0
         for person in read_roster(world["groups"][group]):
@@ -327,6 +328,8 @@ def test_a_whole_run_gives_what_the_literal_protocol_gives(world, draw):
         assert measures[f"{group}/picture_accuracy"] == right / cases
         if group != "unknown":
             assert measures[f"{group}/closed_set"] == right_closed / cases
+        judged += [(w >= 1) == (group != "unknown") for w in won]
+    assert measures["accuracy"] == np.mean(judged)
 
 
 def test_the_random_models_know_some_and_not_others(world):
@@ -361,6 +364,7 @@ def test_each_group_gets_its_own_measures(world):
     assert measures["unseen/prompts_won"] == [1, 0, 1, 1, 1]
     assert measures["unseen/held_out/tpr"] == measures["unseen/held_out/tpr_1"] == 2 / 4
     assert measures["unknown/tpr"] == 0
+    assert measures["accuracy"] == (1 + 3 + 2) / (3 + 4 + 2)
     assert measures["unknown/people"] == 2 and measures["unseen/people"] == 4
     assert "unknown/closed_set" not in measures  # their names are not among the closed set
 
