@@ -109,9 +109,9 @@ class Checkpoints:
 
     def _to_host(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Of the main process. The others take part: to put a tensor together is a collective."""
-        copied = {}
+        copied, is_main = {}, self._accelerator.is_main_process
         for name, tensor in tensors:
-            if self._accelerator.is_main_process:
+            if is_main:
                 if name not in self._host:
                     is_cuda = tensor.device.type == "cuda"
                     self._host[name] = torch.empty_like(

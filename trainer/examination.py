@@ -38,7 +38,6 @@ from trainer.steps import check_sizes
 from trainer.streams import expand
 from trainer.zoo import architecture_of, weights_of, without_false_alarms
 
-UNKNOWN_RUN_BYTES = 20_000_000_000  # of a model whose size is not known: two checkpoints of L/14
 SHARD_PATIENCE = Patience(seconds=10.0, timeout_seconds=10.0)
 
 
@@ -120,23 +119,23 @@ def of_host(config: Config | None, process: Process) -> Iterator[Finding]:
     yield from shared_memory(process.local_ranks)
     yield from open_files()
     if config is None:
-        yield from room(Path("runs"), UNKNOWN_RUN_BYTES)
+        yield from room(Path("runs"), None)
     else:
         yield from room(config.output, run_bytes(config))
 
 
-def run_bytes(config: Config) -> int:
+def run_bytes(config: Config) -> int | None:
     """What a run writes, roughly: each checkpoint holds the trained weights and two moments of
-    each, one more is written than is kept, and the model is exported."""
+    each, one more is written than is kept, and the model is exported. None: not known."""
     if parse_model_name(config.model.name)[0] == "hf-hub":
-        return UNKNOWN_RUN_BYTES  # to know it, it would have to be fetched
+        return None  # to know it, it would have to be fetched
     try:
         with without_false_alarms():
             file = weights_of(config.model, config.model.name)[1]
     except (ValueError, OSError):  # told by `of_run`
         return 0
     if file is None:
-        return UNKNOWN_RUN_BYTES
+        return None
     checkpoints = 1 if config.checkpoint.every is None else config.checkpoint.keep + 1
     return file.stat().st_size * (3 * checkpoints + 1)
 

@@ -22,6 +22,7 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # A process's loader workers hold some steps' pictures ready: 6 x 512 x 224 x 224 x 3 bytes.
 SHARED_BYTES = 460_000_000
 OPEN_FILES = 1024  # a process
+LARGE_RUN_BYTES = 20_000_000_000  # two checkpoints of ViT-L/14 and the model
 BFLOAT16 = (8, 0)  # the compute capability that multiplies in it
 
 
@@ -116,8 +117,9 @@ def open_files(wanted: int = OPEN_FILES) -> Iterator[Finding]:
         )
 
 
-def room(folder: Path, wanted: int) -> Iterator[Finding]:
-    """Whether a run could write there. wanted: bytes that it will take, roughly."""
+def room(folder: Path, wanted: int | None) -> Iterator[Finding]:
+    """Whether a run could write there. wanted: bytes that it will take, roughly; None where that
+    is not known: too little for a large model is then a warning."""
     there = nearest(folder)
     try:
         with TemporaryFile(dir=there) as file:
@@ -131,13 +133,15 @@ def room(folder: Path, wanted: int) -> Iterator[Finding]:
         )
         return
     free = shutil.disk_usage(there).free
-    if free < wanted:
-        yield fail(
-            f"{there} has {size_of(free)} free, a run takes about {size_of(wanted)}",
-            "free some, lower checkpoint.keep, or set output to another disk",
-        )
+    if wanted is None:
+        says, takes, wanted = warn, "a run of ViT-L/14 takes about", LARGE_RUN_BYTES
     else:
-        yield ok(f"{there} has {size_of(free)} free, a run takes about {size_of(wanted)}")
+        says, takes = fail, "a run takes about"
+    what = f"{there} has {size_of(free)} free, {takes} {size_of(wanted)}"
+    if free < wanted:
+        yield says(what, "free some, lower checkpoint.keep, or set output to another disk")
+    else:
+        yield ok(what)
 
 
 def nearest(folder: Path) -> Path:

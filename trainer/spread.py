@@ -135,7 +135,7 @@ class ZeroSpread(Spread):
             dist.all_reduce(flat)  # each place is one rank's, and zero on the others
             for (name, parameter), whole_one in zip(some.items(), flat.split(sizes), strict=True):
                 shape = _shape_of(parameter)
-                yield name, whole_one[: shape.numel()].view(shape).clone()
+                yield name, whole_one[: shape.numel()].view(shape)
 
     def _padded_size(self, parameter: Any) -> int:
         if self._is_stage_3:  # its parts are filled up to the same size

@@ -40,7 +40,7 @@ def launched(
     if ranks > 1:
         launcher = [python, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, f"--nproc-per-node={ranks}", *command[1:]]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     environment["PYTHON_EXEC"] = python
     return subprocess.Popen(
         [*command, *SMALL, f"output=runs/{name}", *overrides],

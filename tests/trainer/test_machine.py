@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +77,15 @@ def test_room_is_looked_for_where_the_folder_will_be_and_nothing_is_left(tmp_pat
     (found,) = room(folder, 10**18)
     assert found.level == "fail" and "free some" in found.mend
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("free, level", [(6 * 10**9, "warn"), (21 * 10**9, "ok")])
+def test_little_room_is_no_failure_where_what_a_run_takes_is_not_known(
+    tmp_path, monkeypatch, free, level
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    (found,) = room(tmp_path, None)
+    assert found.level == level and "a run of ViT-L/14 takes about 20.00 GB" in found.what
 
 
 def test_a_folder_that_cannot_be_written_to_is_told():
