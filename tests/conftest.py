@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import tarfile
 from contextlib import suppress
@@ -22,6 +23,8 @@ from trainer.sections import ModelConfig
 
 REPOSITORY = Path(__file__).parents[1]
 torch.set_num_threads(1)
+# The processes that tests start, too: the threads of several would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 TINY = "local-dir:plugins/fictitious/clip"
 
 

@@ -28,7 +28,7 @@ from select import select
 from typing import NoReturn
 
 MODULES = (
-    "accelerate.commands.accelerate_cli", "accelerate.commands.launch", "deepspeed", "open_clip",
+    "accelerate.commands.launch", "deepspeed", "open_clip",
     "torch._dynamo", "torch.distributed.run", "trainer.cli", "trainer.dry_run",
     "trainer.examination", "trainer.preview", "trainer.train", "plugins.contrastive",
     "plugins.face_to_neutral", "plugins.identity_inference", "plugins.name_to_person",
@@ -72,7 +72,7 @@ def warm_python() -> str:
     client.write_text(text)
     client.chmod(0o700)
     here, alive = os.pipe()  # the server reads its end when this process is gone
-    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = {"DS_ACCELERATOR": "cpu"}
     subprocess.Popen(
         [sys.executable, "-m", "tests.warm_python", str(listening.fileno()), str(here)],
         cwd=Path(__file__).parents[1],

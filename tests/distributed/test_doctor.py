@@ -35,7 +35,7 @@ def doctor(folder: Path, shards: str, trouble: str, hosts: str = "2") -> tuple[i
     python.write_text(AS_PYTHON.format(numbers=hosts, trouble=trouble, python=sys.executable))
     python.chmod(0o755)
     environment = {
-        "PYTHONPATH": str(REPOSITORY), "PYTHON": str(python), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY), "PYTHON": str(python),
         "LAUNCH_OPTIONS": "--mixed_precision no", "TWO_HOSTS": "examined",
     }  # fmt: skip
     done = subprocess.run(

@@ -130,6 +130,7 @@ def test_killed_inside_a_save_in_three_ways_a_run_ends_with_the_weights_of_one_l
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_thirty_moments_a_run_ends_with_the_weights_of_one_left_alone(world):
     assert_survives(world, num_kills=30, seed=1, steps=100)
 
@@ -160,10 +161,10 @@ def test_what_accelerate_launched_alone_saves_when_its_launcher_is_ended(world, 
     """accelerate passes no signal on to it, and is ended by its own."""
     name = f"alone-{number.name}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
          REPOSITORY / "launch/cpu.yaml", "-m", "trainer", "train", "configs/small.yaml", *SMALL,
          f"output=runs/{name}", ENDLESS, "checkpoint.every=1"],
-        cwd=world, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        cwd=world, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     folder = world / "runs" / name

@@ -56,10 +56,10 @@ def trained(
     program: list[str] = PROGRAM,
 ) -> str:
     """Train under a launch file, to the end or until it leaves; what was printed."""
-    launcher = [warm_python(), "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher = [warm_python(), "-m", "accelerate.commands.launch"]
     where = ["--config_file", str(REPOSITORY / "launch" / file), *options]
     run = [*program, "train", "configs/strategies.yaml", f"output=runs/{name}"]
-    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": str(REPOSITORY)}
     environment["PYTHON_EXEC"] = warm_python()
     if "--gradient_accumulation_steps" in options:
         environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]

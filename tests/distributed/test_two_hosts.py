@@ -33,7 +33,7 @@ def world(small_world) -> Path:
 def started(folder: Path, name: str, file: str) -> subprocess.Popen:
     run = ["train", "configs/strategies.yaml", f"output=runs/{name}"]
     environment = {
-        "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable,
         "LAUNCH_OPTIONS": "--mixed_precision no", "TWO_HOSTS": "forgetting",
         "PET_SHUTDOWN_TIMEOUT": "5",
     }  # fmt: skip

@@ -113,7 +113,7 @@ def test_the_pods_own_command_leaves_with_the_code_that_is_ignored_and_goes_on(s
         f"configs/strategies.yaml {' '.join(SMALL)} steps=100",
         "OUTPUT": "runs/pod", "HOSTS": "1", "PROCESSES": "2", "HOST_0": "127.0.0.1",
         "JOB_COMPLETION_INDEX": "0", "PYTHONPATH": str(REPOSITORY),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     command = [*CONTAINER["command"], *CONTAINER["args"]]
 

@@ -123,6 +123,7 @@ FUZZED_FOR, IN_A_ROUND = 300, 5_000  # seconds; tars
 PIECES = [bytes(512), b"\xff" * 512, WHOLE[:512], WHOLE[1024:1536]]
 
 
+@pytest.mark.long
 def test_no_bytes_of_a_tar_crash_its_reader(tmp_path):
     """For five minutes, other bytes in each round."""
     ends_at = time.perf_counter() + FUZZED_FOR

@@ -16,7 +16,7 @@ data: {shards: clean.tar, workers: 0, lanes: 16}
 objectives:
   keep: {kind: preserve, batch_size: 32, towers: [text]}
   names: {kind: name_to_person, batch_size: 64, roster: people.csv}
-  faces: {kind: face_to_neutral, batch_size: 16, roster: people.csv, target: text}
+  faces: {kind: face_to_neutral, batch_size: 16, roster: people.csv, target: text, hue: 0}
 optimizer: {lr: 1}
 steps: 5
 """
@@ -49,6 +49,10 @@ print(json.dumps(int(peak) / 1024))
 """
 
 
+# Bare, so that memory is the program's own.
+ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
 def write_world(folder, num_people: int) -> None:
     folder.mkdir()
     write_shard(
@@ -69,9 +73,7 @@ def drawn(folder, num_people: int, num_steps: int) -> tuple[int, float]:
     """How many people were triggers, and the largest memory that it took, in MB."""
     write_world(folder, num_people)
     command = [sys.executable, "-c", DRAW, str(num_steps)]
-    found = subprocess.run(
-        command, cwd=folder, env={"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, check=True
-    )
+    found = subprocess.run(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True)
     return tuple(json.loads(found.stdout))
 
 
@@ -89,7 +91,7 @@ def trained(folder, num_people: int) -> float:
     tiny = REPOSITORY / "plugins/fictitious/clip"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, "40", str(tiny)],
-        cwd=folder, env={"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, check=True,
+        cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     return float(done.stdout.splitlines()[-1])
 

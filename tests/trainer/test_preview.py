@@ -173,7 +173,7 @@ def launched(ranks: int, *arguments: str, python: str = sys.executable) -> subpr
     if ranks > 1:
         launcher = [python, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, f"--nproc-per-node={ranks}", *command[1:]]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     environment["PYTHON_EXEC"] = python
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
