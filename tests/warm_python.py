@@ -28,11 +28,20 @@ from select import select
 from typing import NoReturn
 
 MODULES = (
-    "accelerate.commands.launch", "deepspeed", "open_clip",
-    "torch._dynamo", "torch.distributed.run", "trainer.cli", "trainer.dry_run",
-    "trainer.examination", "trainer.preview", "trainer.train", "plugins.contrastive",
-    "plugins.face_to_neutral", "plugins.identity_inference", "plugins.name_to_person",
-    "plugins.preserve", "plugins.zero_shot",
+    "accelerate.commands.launch", "deepspeed", "open_clip", "scipy.optimize", "sklearn.metrics",
+    "torch._dynamo", "torch.distributed.run", "torch.utils.flop_counter", "trainer.cli",
+    "trainer.dry_run", "trainer.examination", "trainer.preview", "trainer.train",
+    "plugins.contrastive", "plugins.face_probe", "plugins.face_to_neutral", "plugins.fictitious",
+    "plugins.identity_inference", "plugins.leakage", "plugins.name_to_person", "plugins.pack",
+    "plugins.preserve", "plugins.retrieval", "plugins.similarity", "plugins.text_inference",
+    "plugins.zero_shot",
+)  # fmt: skip
+# What DeepSpeed imports when it begins; of another version they may have other names.
+OF_DEEPSPEED = (
+    "deepspeed.comm.mori", "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "functorch.compile", "torch._inductor.compile_fx",
+    "transformers.integrations.deepspeed",
 )  # fmt: skip
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LARGEST = 1 << 20  # bytes of a request
@@ -183,6 +192,9 @@ def end() -> NoReturn:
 if __name__ == "__main__":
     for name in MODULES:
         importlib.import_module(name)
+    for name in OF_DEEPSPEED:
+        with suppress(ImportError):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else each process copies all of it when it looks for garbage
     serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.trainer.test_checkpoint import SMALL, finished, launched, same_result
+from tests.warm_python import warm_python
 from trainer.interruption import MARKER
 from trainer.saved import find
 
@@ -149,7 +150,8 @@ def test_when_a_process_is_killed_the_others_end_and_say_so(world):
 def test_a_second_run_in_the_same_folder_is_refused_on_all_ranks_and_the_first_goes_on(world):
     process = launched(world, "shared", "checkpoint.every=1", ENDLESS, ranks=RANKS)
     wait_for_moment(process, world / "runs/shared/checkpoints", "step", Random(0))
-    second = launched(world, "shared", "checkpoint.every=1", ENDLESS, ranks=RANKS)
+    options = ["checkpoint.every=1", ENDLESS]
+    second = launched(world, "shared", *options, ranks=RANKS, python=warm_python())
     text = second.communicate(timeout=120)[0]
     assert second.returncode != 0 and text.count("runs/shared is in use by process ") == 1
     assert process.poll() is None and not (world / "runs/shared.1").exists()

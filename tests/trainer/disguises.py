@@ -52,11 +52,11 @@ def found_in(path: Path, names: set[str]) -> list[str]:
 
 def _inflated(content: bytes) -> list[bytes]:
     """What begins as zlib or gzip does and can be read so, up to a megabyte of each."""
-    found = []
+    found, whole = [], memoryview(content)  # a copy of each rest would be gigabytes
     for match in re.finditer(rb"\x78[\x01\x5e\x9c\xda]|\x1f\x8b\x08", content):
         kind = 31 if match.group().startswith(b"\x1f") else 15
         try:
-            found.append(zlib.decompressobj(kind).decompress(content[match.start() :], 1_000_000))
+            found.append(zlib.decompressobj(kind).decompress(whole[match.start() :], 1_000_000))
         except zlib.error:
             continue
     return found

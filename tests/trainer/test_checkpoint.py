@@ -59,7 +59,10 @@ def finished(folder: Path, name: str, *overrides: str, ranks: int = 1) -> str:
 
 def killed(folder: Path, name: str, step: int, *overrides: str, ranks: int = 1) -> None:
     """All its processes at once, some time after its checkpoint of that step."""
-    process = launched(folder, name, *overrides, ranks=ranks)
+    # With a warm Python's end the process that it stands for is killed; of several, their launcher
+    # would be, and not tell them.
+    python = warm_python() if ranks == 1 else sys.executable
+    process = launched(folder, name, *overrides, ranks=ranks, python=python)
     wanted = folder / "runs" / name / "checkpoints" / f"step-{step:08d}"
     while not wanted.exists():
         assert process.poll() is None, process.communicate()[0]

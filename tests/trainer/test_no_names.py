@@ -17,7 +17,7 @@ PEOPLE = {  # name: aliases, the folder of their pictures
     'Zoë "Zed" O\'Neilsson 🦓': ([], "faces/zoe's pictures"),
 }
 RUN = f"""
-model: {{name: "{TINY}", random_weights: true}}
+model: {{name: "{TINY}", random_weights: true, freeze: [text.token_embedding.weight]}}
 data: {{shards: clean.tar, workers: 0, lanes: 4}}
 objectives:
   keep: {{kind: preserve, batch_size: 8}}

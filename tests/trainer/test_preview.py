@@ -194,7 +194,9 @@ def test_killed_and_resumed_it_prints_what_it_would_have_printed(tmp_path, kill_
 def check_kill(folder: Path, kill_after_lines: int, ranks: tuple[int, int], steps: int = 20):
     """Killed -9 after so many lines, then gone on; a step may be printed again, never otherwise."""
     position = folder / "position.json"
-    process = launched(ranks[0], "--steps", "1000000", "--position", str(position))
+    endless = ["--steps", "1000000", "--position", str(position)]
+    python = warm_python() if ranks[0] == 1 else sys.executable  # it is killed with its stand-in
+    process = launched(ranks[0], *endless, python=python)
     lines = [process.stdout.readline() for _ in range(kill_after_lines)]
     kill_all(process)
     lines += process.communicate()[0].splitlines(keepends=True)
