@@ -1,8 +1,8 @@
 """Which name each picture is nearest to: the exact answer, where it pays by way of a coarse one.
 
-Cores that multiply in bfloat16 do so four times as fast as in float32. How far such a product can
-be from the exact one is known, so all names but a few are ruled out by it, and only those few are
-compared exactly.
+Cores that multiply matrices in bfloat16 do so four times as fast as in float32. How far such a
+product can be from the exact one is known, so all names but a few are ruled out by it, and only
+those few are compared exactly.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def nearest_names(images: Tensor, names: Tensor, num_known: int, block: int = 10
 
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether in tiles: by AVX-512's dot products of two it takes longer than in float32."""
     # torch < 2.9 does not tell. A GPU is fast enough not to be asked twice.
     told = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(told.get("avx512_bf16"))
+    return device.type == "cpu" and bool(told.get("amx_bf16", told.get("amx_tile")))
 
 
 def exact(names: Tensor, num_known: int) -> Nearest:
