@@ -49,6 +49,7 @@ FLOORS = [
     ["zoo", "pixels", "packing"],
     ["fingerprints"],
     ["certificates", "comparison", "standings"],
+    ["pieces"],
     ["spread"],
     ["strategies", "tracking"],
     ["saved"],

@@ -1,8 +1,8 @@
 """Where a run stands, on disk: whole or absent, and found again by itself.
 
 A checkpoint is copied to host memory within the step and written by a thread: aside, hashed, then
-renamed. The main process alone writes; what is spread over ranks is put together as it is copied,
-so that the run can go on under any strategy, on any number of processes.
+renamed. The main process alone writes; what is spread over ranks is sent to it as it is copied, so
+that the run can go on under any strategy, on any number of processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +24,7 @@ from torch import Tensor
 from trainer.failures import cause
 from trainer.files import NotWritten, is_full, sha256_of, sync
 from trainer.measures import Measures, packed
+from trainer.pieces import put_together
 from trainer.randomness import random_state
 from trainer.saved import (
     CONFIG,
@@ -65,7 +66,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
         self.failure: str | None = None  # of one not written; known to the process that writes
-        self._host: dict[str, Tensor] = {}  # kept: to touch new memory takes longer than to copy
+        self._host: dict[str, Tensor] = {}
         self.held_up: list[float] = []  # seconds of the steps that saved
 
     def due(self, step: int) -> bool:
@@ -85,8 +86,8 @@ class Checkpoints:
         losses = [{name: value.item() for name, value in one.items()} for one in window]
         shares = gather_object([(positions, skips, losses, random_state())])
         self.wait()
-        weights = self._to_host(self._spread.weights())
-        moments = self._to_host(self._spread.moments())
+        weights = put_together(self._spread.weights(), self._host)
+        moments = put_together(self._spread.moments(), self._host)
         if self._accelerator.is_main_process:
             everywhere = Skips()
             for _, own, _, _ in shares:
@@ -106,19 +107,6 @@ class Checkpoints:
             random = [own for *_, own in shares]
             self._writing = self._writer.submit(self._write, step, weights, moments, random, state)
         self.held_up.append(perf_counter() - started_at)
-
-    def _to_host(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Of the main process. The others take part: to put a tensor together is a collective."""
-        copied, is_main = {}, self._accelerator.is_main_process
-        for name, tensor in tensors:
-            if is_main:
-                if name not in self._host:
-                    is_cuda = tensor.device.type == "cuda"
-                    self._host[name] = torch.empty_like(
-                        tensor, device="cpu", pin_memory=is_cuda
-                    ).contiguous()
-                copied[name] = self._host[name].copy_(tensor)
-        return copied
 
     def _write(
         self,

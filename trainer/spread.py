@@ -7,19 +7,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from trainer.pieces import Parts, Piece
+
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 STEP = "step"
-BUCKET = 25_000_000  # values that ranks put together at a time, 100 MB
+GATHERED = 25_000_000  # values that the main process is sent at a time, by all: 100 MB
 
 
 class Spread:
-    """The trained weights and their moments, whole, wherever their parts are.
+    """The trained weights and their moments, wherever their parts are.
 
-    All ranks call its methods together, in the same order. Of one process, DDP and FSDP2.
+    All ranks call its methods together, in the same order, and exhaust what they give: pieces, of
+    which the main process gets all and the others none. Of one process, DDP and FSDP2.
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter], optimizer: Any):
@@ -27,20 +31,20 @@ class Spread:
         self._optimizer = optimizer.optimizer  # accelerate's wrapper around it
         self._scaler = getattr(optimizer, "scaler", None)  # torch's, under fp16
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self) -> Iterator[Piece]:
         """Each trained parameter, on the device; float32 where training is."""
         for name, parameter in self.trained.items():
-            yield name, whole(parameter.detach())
+            yield from _on_main(name, parameter)
 
-    def moments(self) -> Iterator[tuple[str, Tensor]]:
+    def moments(self) -> Iterator[Piece]:
         """`exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` of each that has taken a step."""
         for name, parameter in self.trained.items():
             state = self._optimizer.state.get(parameter, {})
             for key in (*MOMENTS, STEP) if state else ():
-                yield f"{key}/{name}", whole(state[key])
+                yield from _on_main(f"{key}/{name}", state[key])
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """As they were yielded, on the CPU, to be looked up one by one. The weights themselves
+        """As they were put together, on the CPU, to be looked up one by one. The weights themselves
         are in place already: the student had them before it was prepared.
         """
         for name, parameter in self.trained.items():
@@ -70,6 +74,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _on_main(name: str, tensor: Tensor) -> Iterator[Piece]:
+    tensor = whole(tensor)
+    if is_main():
+        yield Piece.whole(name, tensor)
+
+
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     """This rank's part of a whole value, where the parameter's is; a copy."""
     value = value.to(parameter.device, copy=True)
@@ -79,26 +93,6 @@ def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value, mesh, placements, src_data_rank=None)  # each rank has it
 
 
-def _shape_of(parameter: Any) -> torch.Size:
-    """ZeRO-3 empties a parameter whose weights are not there."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _in_buckets(trained: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
-    """In order, so many together that none but a larger one alone exceeds the size of a bucket."""
-    some: dict[str, nn.Parameter] = {}
-    values = 0
-    for name, parameter in trained.items():
-        size = _shape_of(parameter).numel()
-        if some and values + size > BUCKET:
-            yield some
-            some, values = {}, 0
-        some[name] = parameter
-        values += size
-    if some:
-        yield some
-
-
 class ZeroSpread(Spread):
     """Of DeepSpeed's ZeRO-1, -2 and -3, whose parts it tells of."""
 
@@ -106,41 +100,59 @@ class ZeroSpread(Spread):
         super().__init__(trained, optimizer)
         self._zero = self._optimizer  # DeepSpeed's, around torch's AdamW
         self._adamw = self._zero.optimizer
+        self._everywhere: list[Parts] | None = None  # each rank's, which do not change
+        self._room: Tensor | None = None  # to send from and receive in: slow to touch when new
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        return self._together(None)
+    def weights(self) -> Iterator[Piece]:
+        return self._gathered("", None)
 
-    def moments(self) -> Iterator[tuple[str, Tensor]]:
+    def moments(self) -> Iterator[Piece]:
         if not any(self._adamw.state.values()):  # no step yet: fp16 passes over the first few
             return
         self._link_states()
         step = next(iter(self._adamw.state.values()))[STEP]
         for key in MOMENTS:
-            for name, moment in self._together(key):
-                yield f"{key}/{name}", moment
+            yield from self._gathered(f"{key}/", key)
         for name in self.trained:
-            yield f"{STEP}/{name}", step
+            yield from _on_main(f"{STEP}/{name}", step)
 
-    def _together(self, key: str | None) -> Iterator[tuple[str, Tensor]]:
-        """The float32 weights, or moments of that key, put together from all ranks' parts: many in
-        one collective, since DeepSpeed's one for each holds a step up for longer than they take.
+    def _gathered(self, prefix: str, key: str | None) -> Iterator[Piece]:
+        """The float32 weights, or moments of that key: of each rank its own part alone, many
+        parameters at a time. DeepSpeed's collective for each, which gives all to everyone, holds a
+        step up for ten times as long.
         """
-        for some in _in_buckets(self.trained):
-            sizes = [self._padded_size(parameter) for parameter in some.values()]
-            device = next(iter(some.values())).device
-            flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
-            for parameter, whole_one in zip(some.values(), flat.split(sizes), strict=True):
-                start, own = self._own_part(parameter, key)
-                whole_one[start : start + len(own)] = own.detach()
-            dist.all_reduce(flat)  # each place is one rank's, and zero on the others
-            for (name, parameter), whole_one in zip(some.items(), flat.split(sizes), strict=True):
-                shape = _shape_of(parameter)
-                yield name, whole_one[: shape.numel()].view(shape)
+        if self._everywhere is None:
+            self._everywhere = gather_object([self._own_parts()])
+        own, everywhere = self._everywhere[dist.get_rank()], self._everywhere
+        longest = max(parts.ends[-1] if parts.ends else 0 for parts in everywhere)
+        at_a_time = min(longest, max(1, GATHERED // len(everywhere)))
+        if self._room is None:
+            device = next(iter(self.trained.values())).device
+            num_received = len(everywhere) if is_main() else 0
+            self._room = torch.zeros(1 + num_received, at_a_time, device=device)
+        for begin in range(0, longest, at_a_time):
+            end = min(longest, begin + at_a_time)
+            sent, *received = self._room[:, : end - begin]
+            for name, start, low, high in own.within(begin, end):
+                first, values = self._own_part(self.trained[name], key)
+                sent[low:high] = values[start - first : start - first + high - low].detach()
+            dist.gather(sent, received or None)
+            for parts, values in zip(everywhere, received):  # none but on the main process
+                for name, start, low, high in parts.within(begin, end):
+                    shape = _shape_of(self.trained[name])
+                    yield Piece(prefix + name, shape, start, values[low:high])
 
-    def _padded_size(self, parameter: Any) -> int:
-        if self._is_stage_3:  # its parts are filled up to the same size
-            return parameter.ds_tensor.numel() * dist.get_world_size()
-        return parameter.numel()
+    def _own_parts(self) -> Parts:
+        parts = Parts([], [], [])
+        for name, parameter in self.trained.items():
+            start, values = self._own_part(parameter, None)
+            # ZeRO-3 fills parts up to the same size.
+            size = min(len(values), _shape_of(parameter).numel() - start)
+            if size > 0:
+                parts.names.append(name)
+                parts.starts.append(start)
+                parts.ends.append(size + (parts.ends[-1] if parts.ends else 0))
+        return parts
 
     def _own_part(self, parameter: Any, key: str | None) -> tuple[int, Tensor]:
         """Where it begins in the flat parameter, and its values; there may be none."""
@@ -226,3 +238,8 @@ class ZeroSpread(Spread):
             utils.safe_set_local_fp32_param(parameter, part)
         else:
             utils.safe_set_local_optimizer_state(parameter, part, key)
+
+
+def _shape_of(parameter: Any) -> torch.Size:
+    """ZeRO-3 empties a parameter whose weights are not there."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

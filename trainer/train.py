@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 
 from trainer import clip as clips
@@ -26,6 +26,7 @@ from trainer.flops import Flops
 from trainer.interruption import Interruption
 from trainer.launching import PRECISIONS
 from trainer.optim import Pull, learning_rate, make_optimizer
+from trainer.pieces import put_together
 from trainer.runs import Run, of_all
 from trainer.skips import Skips
 from trainer.steps import check_sizes
@@ -166,8 +167,9 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
                 run.leave(step, saves)
     run.saved_in(saves)
     with run.timed("export"):
-        trained = {name: tensor.cpu() for name, tensor in spread.weights()}
-        if spoilt := first_not_finite(trained):
+        trained = put_together(spread.weights(), {})
+        (spoilt,) = broadcast_object_list([first_not_finite(trained)])
+        if spoilt:
             raise FloatingPointError(
                 f"{spoilt} is not finite after the last step; nothing was exported. Lower "
                 "optimizer.lr or the objectives' weights"

@@ -313,6 +313,15 @@ def test_what_saves_memory_changes_nothing(world, name, memory):
     assert_same(world, run)
 
 
+SENDING_FEW = """
+from trainer import spread
+from trainer.cli import main
+
+spread.GATHERED = 100_000  # values at a time: a save takes many turns
+main()
+"""
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -326,9 +335,9 @@ def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then
     """And on another number of processes; it leaves by its own limit of time."""
     name = f"{first}-then-{then}"
     strategies = STRATEGIES | {"one": ("cpu.yaml", [])}
-    trained(
-        world, name, *strategies[first], "checkpoint.stop_after_minutes=0.01", ends_as=EXIT_CODE
-    )
+    (world / "few.py").write_text(SENDING_FEW)
+    stop = "checkpoint.stop_after_minutes=0.01"
+    trained(world, name, *strategies[first], stop, ends_as=EXIT_CODE, program=["few.py"])
     step = int((world / "runs" / name / MARKER).read_text())
     assert 0 < step < STEPS
     text = trained(world, name, *strategies[then])

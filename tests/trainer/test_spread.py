@@ -1,4 +1,4 @@
-"""fp16's scale of losses goes on where it stood; how many weights are put together at a time.
+"""fp16's scale of losses goes on where it stood.
 
 Weights and moments themselves: test_checkpoint.py, test_strategies.py.
 """
@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import spread
 from trainer.spread import Spread, ZeroSpread
 
 LOST = (3, 9)  # steps whose gradient is infinite
@@ -89,10 +88,3 @@ def test_other_precisions_have_none():
     plain = Spread({}, SimpleNamespace(optimizer=None, scaler=None))
     plain.load_scale(OfTorch().spread.scale())
     assert plain.scale() == {}
-
-
-def test_buckets_are_filled_in_order_and_a_larger_parameter_has_one_of_its_own(monkeypatch):
-    monkeypatch.setattr(spread, "BUCKET", 8)
-    trained = {f"{size} {i}": torch.empty(size) for i, size in enumerate((4, 4, 1, 30, 2, 3))}
-    found = [list(some) for some in spread._in_buckets(trained)]
-    assert found == [["4 0", "4 1"], ["1 2"], ["30 3"], ["2 4", "3 5"]]
