@@ -360,12 +360,12 @@ def test_a_run_goes_on_under_its_strategy_on_another_number_of_processes(world, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
-def test_in_bf16_losses_and_weights_are_near(world, name):
+def test_in_bf16_losses_and_weights_are_near(world, larger, name):
     """To within 1e-2, absolute."""
-    trained(world, f"{name}-bf16", f"{name}.yaml", TWO[:2])
-    for own, wanted in zip(losses(world, f"{name}-bf16"), losses(world, "one"), strict=True):
+    trained(world, f"{name}-bf16", f"{name}.yaml", TWO[:2], *LARGER)
+    for own, wanted in zip(losses(world, f"{name}-bf16"), losses(world, larger), strict=True):
         assert own == pytest.approx(wanted, abs=1e-2)
-    assert_weights(world, f"{name}-bf16", "one", atol=1e-2)
+    assert_weights(world, f"{name}-bf16", larger, atol=1e-2)
 
 
 @pytest.mark.slow
