@@ -118,8 +118,7 @@ class ZeroSpread(Spread):
 
     def _gathered(self, prefix: str, key: str | None) -> Iterator[Piece]:
         """The float32 weights, or moments of that key: of each rank its own part alone, many
-        parameters at a time. DeepSpeed's collective for each, which gives all to everyone, holds a
-        step up for ten times as long.
+        parameters at a time. DeepSpeed has a collective for each, which gives all to everyone.
         """
         if self._everywhere is None:
             self._everywhere = gather_object([self._own_parts()])
