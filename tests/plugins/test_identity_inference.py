@@ -556,3 +556,18 @@ def test_a_student_that_lost_pictures_which_the_teacher_sees_is_an_error(world, 
     lost = model.pictures | {b"forget/0/0": np.array([value, 1, 1, 1])}
     with pytest.raises(FloatingPointError, match="image embeddings of people are not finite"):
         dict(evaluation.run(Table(model.texts, lost), model))
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_tile": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_tile": True, "amx_bf16": True}, True),
+        ({"avx512_bf16": True, "amx_tile": True}, True),
+        ({}, False),
+    ],
+)
+def test_names_are_ruled_out_in_bfloat16_where_cores_multiply_tiles(monkeypatch, told, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert nearest.multiplies_in_bfloat16(torch.device("cpu")) == expected
+    assert not nearest.multiplies_in_bfloat16(torch.device("cuda"))
