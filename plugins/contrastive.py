@@ -21,7 +21,6 @@ from random import Random
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from trainer import (
     BadSample,
@@ -145,6 +144,9 @@ def _varied(pair: Pair, rng: Random) -> Pair:
 
 def varied_picture(image: Tensor, rng: Random) -> Tensor:
     """Cropped, flipped half of the time, and coloured otherwise. uint8 (3, h, w), both."""
+    # Here: two seconds to import, and every command loads this plugin.
+    from torchvision.transforms.v2 import functional as tvf
+
     height, width = (
         max(1, round(side * rng.uniform(SMALLEST_CROP, 1))) for side in image.shape[-2:]
     )

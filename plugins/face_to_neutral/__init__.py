@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 from trainer import (
     DISTANCES,
@@ -181,6 +180,9 @@ class FaceToNeutral(Objective):
 
     def _vary(self, face: Tensor, rng: Random) -> Tensor:
         """A crop, then the paper's augmentation of a face but for the rotation."""
+        # Here: two seconds to import, and every command loads this plugin.
+        from torchvision.transforms.v2 import functional as tvf
+
         if rng.random() < 0.5:
             face = tvf.horizontal_flip(face)
         if self.options.crop < 1:
@@ -205,6 +207,8 @@ class FaceToNeutral(Objective):
     def _paste(self, face: Tensor, clean: Tensor, rng: Random) -> Tensor:
         """The face, rotated, at a random place on the clean picture: within the square in its
         middle, for of a long picture a model sees no more. Returns (3, h, w)."""
+        from torchvision.transforms.v2 import functional as tvf
+
         height, width = clean.shape[-2:]
         seen = min(height, width)
         side = max(1, round(rng.uniform(*self.options.size) * seen))

@@ -19,4 +19,4 @@ def reduced(image: Image.Image) -> np.ndarray:
 def grainy(pixels: np.ndarray, r: np.random.Generator) -> Image.Image:
     """As a sensor would have it: noise, more in one picture than in another."""
     pixels += r.standard_normal(pixels.shape, dtype=np.float32) * r.uniform(1, 5)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(pixels.clip(0, 255, out=pixels).astype(np.uint8))

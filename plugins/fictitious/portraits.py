@@ -12,6 +12,8 @@ from plugins.fictitious.canvas import SCALE, SIDE, grainy, reduced
 from plugins.fictitious.faces import Colour, Face, shade
 from plugins.fictitious.poses import Pose
 
+ACROSS = np.linspace(-1, 1, SIDE, dtype=np.float32)  # a picture, from edge to edge
+
 
 def draw_picture(face: Face, role: int, seed: int, index: int, number: int) -> Image.Image:
     """One picture of a person: all that is not theirs comes of this seed."""
@@ -40,15 +42,14 @@ def draw_picture(face: Face, role: int, seed: int, index: int, number: int) -> I
 def photograph(image: Image.Image, r: np.random.Generator) -> Image.Image:
     """Light, colour cast and noise, at the final size."""
     pixels = reduced(image)
-    across = np.linspace(-1, 1, SIDE, dtype=np.float32)
-    light = 1 + r.uniform(-0.18, 0.18) * across[None, :, None]
-    light = light + r.uniform(-0.12, 0.12) * across[:, None, None]
+    light = 1 + r.uniform(-0.18, 0.18) * ACROSS[None, :, None]
+    light = light + r.uniform(-0.12, 0.12) * ACROSS[:, None, None]
     pixels = pixels * light * r.uniform(0.82, 1.15) * r.uniform(0.93, 1.07, 3).astype(np.float32)
     return grainy(pixels, r)
 
 
 def _any_colour(r: np.random.Generator) -> Colour:
-    return tuple(int(c) for c in r.integers(20, 236, 3))
+    return tuple(r.integers(20, 236, 3).tolist())
 
 
 def _background(draw: ImageDraw, r: np.random.Generator, side: int) -> None:

@@ -9,6 +9,7 @@ again: remove runs/bench to start over.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def run(seed: int, name: str) -> dict[str, float]:
             f"model.pretrained={weights}",
             f"model.name=local-dir:{REPOSITORY / 'plugins/fictitious/clip'}",
         ]
-        launch(folder, "train", config(name), *model, f"seed={seed}")
+        train(folder, name, *model, f"seed={seed}")
     return figures(json.loads(results.read_text()))
 
 
@@ -71,23 +72,20 @@ def learnt(seed: int, folder: Path) -> Path:
     """Weights that know the people of this seed's world, drawn beside them."""
     weights = folder / "runs/fictitious_clip/model/open_clip_model.safetensors"
     if not weights.exists():
-        world = ["fictitious", "--seed", str(seed)]
-        launch(folder, *world, "runs/world")
-        launch(folder, *world, "runs/pretraining-world", "--pretrain", "40")
+        world = [sys.executable, "-m", "trainer", "fictitious", "--seed", str(seed)]
+        for more in (["runs/world"], ["runs/pretraining-world", "--pretrain", "40"]):
+            subprocess.run([*world, *more], cwd=folder, check=True)
         model = f"model.name=local-dir:{REPOSITORY / 'plugins/fictitious/clip'}"
-        launch(folder, "train", config("fictitious_clip"), *LEARN, model, f"seed={seed}")
+        train(folder, "fictitious_clip", *LEARN, model, f"seed={seed}")
     return weights
 
 
-def config(name: str) -> str:
-    return str(REPOSITORY / "configs" / f"{name}.yaml")
-
-
-def launch(folder: Path, *arguments: str) -> None:
+def train(folder: Path, name: str, *options: str) -> None:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    file = str(REPOSITORY / "launch/cpu.yaml")
-    command = [*accelerate, "--config_file", file, "-m", "trainer", *arguments]
-    subprocess.run(command, cwd=folder, check=True)
+    launch = [*accelerate, "--config_file", str(REPOSITORY / "launch/cpus.yaml"), "-m", "trainer"]
+    command = [*launch, "train", str(REPOSITORY / "configs" / f"{name}.yaml"), *options]
+    on_cpus = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, cwd=folder, check=True, env=on_cpus)
 
 
 def figures(results: dict) -> dict[str, float]:

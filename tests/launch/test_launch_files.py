@@ -16,6 +16,7 @@ FILES = [path for path in FILES if "compute_environment" in path.read_text()]
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
 TYPES = {
     "cpu": DistributedType.NO,
+    "cpus": DistributedType.MULTI_GPU,
     "ddp": DistributedType.MULTI_GPU,
     "compiled": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,

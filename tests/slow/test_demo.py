@@ -23,11 +23,11 @@ def world():
 
 
 def measured(launch: list, name: str, *arguments: str, **environment: str) -> dict:
-    """What a run of this configuration measured, before and after."""
+    """What a run of this configuration measured on the CPU, before and after."""
     output = f"runs/{name}_tested"
     command = [*launch, "train", f"configs/{name}.yaml", f"output={output}", *arguments]
-    alone = {"OMP_NUM_THREADS": str(os.cpu_count())}  # tests have one thread, a run alone has all
-    subprocess.run(command, cwd=REPOSITORY, check=True, env=os.environ | alone | environment)
+    on_cpu = {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run(command, cwd=REPOSITORY, check=True, env=os.environ | on_cpu | environment)
     results = json.loads((REPOSITORY / output / "results.json").read_text())
     return {moment: results[moment] for moment in ("before", "after")}
 
@@ -54,13 +54,13 @@ def assert_forgotten_and_kept(found: dict, most_found: float) -> None:
     ("name", "most_found"), [("demo", 0.02), ("demo_names", 0.05), ("demo_faces", 0.05)]
 )
 def test_64_people_are_forgotten_and_all_else_is_kept(world, name, most_found):
-    launch = [*LAUNCH, "--config_file", "launch/cpu.yaml", "-m", "trainer"]
+    launch = [*LAUNCH, "--config_file", "launch/cpus.yaml", "-m", "trainer"]
     assert_forgotten_and_kept(measured(launch, name), most_found)
 
 
 @pytest.mark.skipif(not namespaces.are_allowed(), reason=namespaces.NEEDED)
 def test_zero2_on_two_hosts_measures_what_it_measures_on_one(world):
-    processes = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    processes = {"PYTHON": sys.executable}
     options = ["--mixed_precision", "no"]
     zero2 = ["--config_file", "launch/zero2.yaml", "--num_processes", "2", *options]
     one = measured([*LAUNCH, *zero2, "-m", "trainer"], "demo", **processes)
