@@ -11,7 +11,7 @@ import json
 
 import yaml
 
-from tests.benchmarks.seeds import REPOSITORY, launch
+from tests.benchmarks.runs import REPOSITORY, train
 from tests.benchmarks.thousands import configuration, roster
 
 STEPS, FORGOTTEN, ATTACKED, CANDIDATES = 500, 1024, 256, 1500
@@ -62,7 +62,7 @@ def results(part: str, overrides: list[str]) -> dict:
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(raw, sort_keys=False))
         changes = [f"output={folder / name}", "checkpoint.every=null", f"steps={STEPS}"]
-        launch(REPOSITORY, "train", str(file), *changes, *overrides)
+        train(REPOSITORY, str(file), *changes, *overrides)
     return json.loads(path.read_text())
 
 

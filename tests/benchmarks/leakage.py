@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 
-from tests.benchmarks.seeds import REPOSITORY, config, launch
+from tests.benchmarks.runs import REPOSITORY, config, draw, train
 
 ROSTERS = "runs/world/rosters"
 LEAKAGE = {
@@ -39,13 +39,13 @@ def measure() -> dict[str, float]:
     if not (folder / "runs/world").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plugins").symlink_to(REPOSITORY / "plugins")
-        launch(folder, "fictitious", "runs/world")
+        draw(folder, "runs/world")
     measures = {}
     for target, overrides in TARGETS.items():
         output = f"runs/{target.replace(' ', '_')}"
         path = folder / output / "results.json"
         if not path.exists():
-            launch(folder, "train", config("demo"), *asked(), *overrides, f"output={output}")
+            train(folder, config("demo"), *asked(), *overrides, f"output={output}")
         results = json.loads(path.read_text())
         measures |= {"before": results["before"], target: results["after"]}
     found = {}

@@ -9,13 +9,11 @@ again: remove runs/bench to start over.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.benchmarks.runs import REPOSITORY, config, draw, train
+
 SEEDS = {  # of each configuration, chosen before any was run; others where its recipe changed since
     "demo": (21, 22, 23),
     "demo_names": (21, 22, 23),
@@ -64,7 +62,7 @@ def run(seed: int, name: str) -> dict[str, float]:
             f"model.pretrained={weights}",
             f"model.name=local-dir:{REPOSITORY / 'plugins/fictitious/clip'}",
         ]
-        train(folder, name, *model, f"seed={seed}")
+        train(folder, config(name), *model, f"seed={seed}")
     return figures(json.loads(results.read_text()))
 
 
@@ -72,20 +70,11 @@ def learnt(seed: int, folder: Path) -> Path:
     """Weights that know the people of this seed's world, drawn beside them."""
     weights = folder / "runs/fictitious_clip/model/open_clip_model.safetensors"
     if not weights.exists():
-        world = [sys.executable, "-m", "trainer", "fictitious", "--seed", str(seed)]
-        for more in (["runs/world"], ["runs/pretraining-world", "--pretrain", "40"]):
-            subprocess.run([*world, *more], cwd=folder, check=True)
+        draw(folder, "--seed", str(seed), "runs/world")
+        draw(folder, "--seed", str(seed), "runs/pretraining-world", "--pretrain", "40")
         model = f"model.name=local-dir:{REPOSITORY / 'plugins/fictitious/clip'}"
-        train(folder, "fictitious_clip", *LEARN, model, f"seed={seed}")
+        train(folder, config("fictitious_clip"), *LEARN, model, f"seed={seed}")
     return weights
-
-
-def train(folder: Path, name: str, *options: str) -> None:
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch = [*accelerate, "--config_file", str(REPOSITORY / "launch/cpus.yaml"), "-m", "trainer"]
-    command = [*launch, "train", str(REPOSITORY / "configs" / f"{name}.yaml"), *options]
-    on_cpus = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    subprocess.run(command, cwd=folder, check=True, env=on_cpus)
 
 
 def figures(results: dict) -> dict[str, float]:

@@ -19,7 +19,7 @@ import yaml
 
 from tests.benchmarks.leakage import most_telling
 from tests.benchmarks.picture import draw
-from tests.benchmarks.seeds import REPOSITORY, config, launch
+from tests.benchmarks.runs import REPOSITORY, config, train
 from trainer.sections import steps_for
 
 COUNTS = (1024, 512, 64, 8, 1)
@@ -68,7 +68,7 @@ def results(recipe: str, towers: str, count: int) -> dict[str, Any]:
         output.parent.mkdir(parents=True, exist_ok=True)
         file = output.with_name(f"{output.name}.yaml")
         file.write_text(yaml.safe_dump(configuration(recipe, towers, count), sort_keys=False))
-        launch(REPOSITORY, "train", str(file), f"output={output}", "checkpoint.every=null")
+        train(REPOSITORY, str(file), f"output={output}", "checkpoint.every=null")
     return json.loads(path.read_text())
 
 

@@ -1,0 +1,28 @@
+"""Worlds drawn and configurations trained by the commands that README tells people to run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def config(name: str) -> str:
+    return str(REPOSITORY / "configs" / f"{name}.yaml")
+
+
+def draw(folder: Path, *world: str) -> None:
+    """In this folder, as its command has it."""
+    command = [sys.executable, "-m", "trainer", "fictitious", *world]
+    subprocess.run(command, cwd=folder, check=True)
+
+
+def train(folder: Path, file: str, *overrides: str) -> None:
+    """In this folder, on the CPU, by two processes."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command = [*launch, str(REPOSITORY / "launch/cpus.yaml"), "-m", "trainer", "train", file]
+    on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*command, *overrides], cwd=folder, check=True, env=on_cpu)
