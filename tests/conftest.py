@@ -9,21 +9,19 @@ import subprocess
 import tarfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
 
-from plugins.fictitious.shards import draw_world
-from plugins.fictitious.world import World
-from trainer import clip as clips
-from trainer.sections import ModelConfig
+if TYPE_CHECKING:
+    from trainer.clip import Clip
 
 REPOSITORY = Path(__file__).parents[1]
-torch.set_num_threads(1)
-# The processes that tests start, too: the threads of several would wait for one another.
+# Before torch is imported, which fixtures do: the process that hands tests to others has no use for
+# it. Of those that tests start, too: the threads of several would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 TINY = "local-dir:plugins/fictitious/clip"
 
@@ -73,7 +71,12 @@ def clean_shards(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_clip() -> clips.Clip:
+def tiny_clip() -> Clip:
+    import torch
+
+    from trainer import clip as clips
+    from trainer.sections import ModelConfig
+
     torch.manual_seed(0)
     return clips.load(ModelConfig(name=TINY, random_weights=True))
 
@@ -110,6 +113,9 @@ def write_people(folder: Path, group: str, names: list[str], pictures: int = 4) 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory) -> Path:
     """A folder to run the demo's configurations in: ten people, of whom two are to be forgotten."""
+    from plugins.fictitious.shards import draw_world
+    from plugins.fictitious.world import World
+
     folder = tmp_path_factory.mktemp("small-world")
     world = World(people=10, forget=2, unknown=3, strangers=4, clean=200, labelled=36, seed=5)
     draw_world(folder / "runs/world", world, workers=1)

@@ -148,14 +148,15 @@ def test_when_a_process_is_killed_the_others_end_and_say_so(world):
 
 
 def test_a_second_run_in_the_same_folder_is_refused_on_all_ranks_and_the_first_goes_on(world):
-    process = launched(world, "shared", "checkpoint.every=1", ENDLESS, ranks=RANKS)
+    options, warm = ["checkpoint.every=1", ENDLESS], warm_python()
+    process = launched(world, "shared", *options, ranks=RANKS, python=warm)
     wait_for_moment(process, world / "runs/shared/checkpoints", "step", Random(0))
-    options = ["checkpoint.every=1", ENDLESS]
-    second = launched(world, "shared", *options, ranks=RANKS, python=warm_python())
+    second = launched(world, "shared", *options, ranks=RANKS, python=warm)
     text = second.communicate(timeout=120)[0]
     assert second.returncode != 0 and text.count("runs/shared is in use by process ") == 1
     assert process.poll() is None and not (world / "runs/shared.1").exists()
-    killed(process, kill_everything, Random(0))
+    process.terminate()
+    process.communicate(timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name)

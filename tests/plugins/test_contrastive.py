@@ -5,7 +5,6 @@ from random import Random
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from plugins.contrastive import (
     DROPPED,
@@ -16,6 +15,7 @@ from plugins.contrastive import (
     varied_picture,
 )
 from tests.conftest import REPOSITORY, picture, write_people
+from tests.ranks import on_ranks
 from trainer import BadSample, Embeddings, Sample, decode_picture, read_roster
 from trainer.config import load_config
 from trainer.testing import FakeEncoder, check_objective, default_samples
@@ -105,44 +105,27 @@ def literal_loss(whole: Embeddings) -> float:
     ) / 2
 
 
-def _loss_of_a_rank(rank: int, store: str, pictures: range, told) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
-    )
+def loss_of_a_rank(rank: int, pictures: range) -> tuple[float, list]:
+    """And the gradient of its texts."""
     whole = rows(8, pictures)
     own = part(whole, rank * 4, rank * 4 + 4, pictures)
     loss = contrastive(8).loss_fn(FakeEncoder(0))(own, own)["info_nce"]
     (loss / 2).backward()  # ranks' gradients are averaged
-    told.put((rank, loss.item(), own.text.grad.tolist()))
-    torch.distributed.destroy_process_group()
+    return loss.item(), own.text.grad.tolist()
 
 
 # In the second case rank 1 has no picture at all: it must take part and not hang the other.
 @pytest.mark.parametrize("pictures", [range(8), range(3)])
-def test_over_two_ranks_the_loss_and_its_gradient_are_those_of_one(tmp_path, pictures):
+def test_over_two_ranks_the_loss_and_its_gradient_are_those_of_one(pictures):
     whole = rows(8, pictures)
     alone = part(whole, 0, 8, pictures)
     loss = contrastive(8).loss_fn(FakeEncoder(0))(alone, alone)["info_nce"]
     loss.backward()
     assert loss.item() == pytest.approx(literal_loss(whole), abs=1e-5)
 
-    # Not forks of this process: in one whose backward had threads a fork can do none.
-    clean = multiprocessing.get_context("forkserver")
-    clean.set_forkserver_preload([__name__])
-    told = clean.SimpleQueue()
-    processes = [
-        clean.Process(target=_loss_of_a_rank, args=(rank, str(tmp_path / "store"), pictures, told))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=300)
-        assert process.exitcode == 0
-    found = sorted(told.get() for _ in processes)
-    assert [one[1] for one in found] == pytest.approx([loss.item()] * 2, abs=1e-5)
-    gradient = torch.cat([torch.tensor(one[2]) for one in found])
+    losses, gradients = zip(*on_ranks(2, loss_of_a_rank, pictures))
+    assert losses == pytest.approx([loss.item()] * 2, abs=1e-5)
+    gradient = torch.cat([torch.tensor(one) for one in gradients])
     assert torch.allclose(gradient, alone.text.grad, atol=1e-5)
 
 

@@ -64,11 +64,18 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def measured(folder: Path, name: str, file: str, options: list[str], *overrides: str) -> list[dict]:
+def measured(
+    folder: Path,
+    name: str,
+    file: str,
+    options: list[str],
+    *overrides: str,
+    python: str = sys.executable,
+) -> list[dict]:
     """Of each rank: `peak`, the most bytes at a time; `sent`, by rings, in a step."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = [python, "-m", "accelerate.commands.launch"]
     where = ["--config_file", str(REPOSITORY / "launch" / file), *options]
-    environment = {"PYTHONPATH": str(REPOSITORY)}
+    environment = {"PYTHONPATH": str(REPOSITORY), "PYTHON_EXEC": python}
     if "--gradient_accumulation_steps" in options:
         environment["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = options[-1]
     for old in folder.glob("measured-*.json"):

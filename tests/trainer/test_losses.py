@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.ranks import on_ranks
 from trainer.losses import (
     ABSENT,
     cosine_distance,
@@ -175,10 +175,7 @@ def loss_of(
     return loss, list(torch.autograd.grad(loss, (weight, scale)))
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", rendezvous, rank=rank, world_size=2)
+def loss_of_a_rank(rank: int) -> tuple[Tensor, list[Tensor]]:
     image, text, labels, weight = setting()
     mine = slice(0, 3) if rank == 0 else slice(3, 5)  # not as many on each
     scale = SCALE.clone().requires_grad_()
@@ -186,16 +183,13 @@ def _rank(rank: int, folder: str) -> None:
     for gradient in gradients:
         dist.all_reduce(gradient)
         gradient /= 2  # as DDP does
-    torch.save((loss.detach(), gradients), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return loss.detach(), gradients
 
 
-def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
+def test_two_processes_have_the_loss_and_the_gradients_of_one():
     image, text, labels, weight = setting()
     scale = SCALE.clone().requires_grad_()
     wanted, wanted_gradients = loss_of(image, text, labels, weight, scale, block=5)
-    for rank in range(2):
-        loss, gradients = torch.load(tmp_path / f"{rank}.pt")
+    for loss, gradients in on_ranks(2, loss_of_a_rank):
         torch.testing.assert_close(loss, wanted.detach())
         torch.testing.assert_close(gradients, wanted_gradients)

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.ranks import on_ranks
 from trainer import share_rows
 
 
@@ -23,10 +22,7 @@ def test_work_is_done_on_blocks_of_rows():
     assert sizes == [3, 3, 1]
 
 
-def _rank(rank: int, ranks: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
-    )
+def share_and_check(rank: int) -> None:
     for count in (1, 2, 3, 5, 6, 7, 40):
         rows = torch.arange(2.0 * count).view(count, 2)
         done = 0
@@ -42,9 +38,8 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
         assert done < count or count <= 3, "one rank does all the work"
         places = share_rows(rows, lambda block: block.argmax(-1).int(), block=3)
         assert places.equal(torch.ones(count, dtype=torch.int32))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_share_the_blocks_and_each_gets_all_results_in_order(tmp_path, ranks):
-    mp.spawn(_rank, (ranks, str(tmp_path)), nprocs=ranks)  # type: ignore[attr-defined]
+def test_ranks_share_the_blocks_and_each_gets_all_results_in_order(ranks):
+    on_ranks(ranks, share_and_check)
