@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,6 +84,12 @@ def _on_main(name: str, tensor: Tensor) -> Iterator[Piece]:
         yield Piece.whole(name, tensor)
 
 
+def _exchange(operations: list[dist.P2POp]) -> None:
+    """As one: NCCL would otherwise make a communicator for each pair."""
+    for sent_or_received in dist.batch_isend_irecv(operations) if operations else ():
+        sent_or_received.wait()
+
+
 def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     """This rank's part of a whole value, where the parameter's is; a copy."""
     value = value.to(parameter.device, copy=True)
@@ -104,6 +110,9 @@ class ZeroSpread(Spread):
         self._room: Tensor | None = None  # to send from and receive in: slow to touch when new
 
     def weights(self) -> Iterator[Piece]:
+        dtypes = {parameter.dtype for parameter in self.trained.values()}
+        if not self._is_stage_3 and dtypes == {torch.float32}:
+            return super().weights()  # after a step every rank has all, as AdamW made them
         return self._gathered("", None)
 
     def moments(self) -> Iterator[Piece]:
@@ -122,24 +131,38 @@ class ZeroSpread(Spread):
         """
         if self._everywhere is None:
             self._everywhere = gather_object([self._own_parts()])
-        own, everywhere = self._everywhere[dist.get_rank()], self._everywhere
+        rank, everywhere = dist.get_rank(), self._everywhere
         longest = max(parts.ends[-1] if parts.ends else 0 for parts in everywhere)
         at_a_time = min(longest, max(1, GATHERED // len(everywhere)))
         if self._room is None:
             device = next(iter(self.trained.values())).device
-            num_received = len(everywhere) if is_main() else 0
-            self._room = torch.zeros(1 + num_received, at_a_time, device=device)
+            num_rows = len(everywhere) - 1 if is_main() else 1
+            self._room = torch.zeros(num_rows, at_a_time, device=device)
         for begin in range(0, longest, at_a_time):
             end = min(longest, begin + at_a_time)
-            sent, *received = self._room[:, : end - begin]
-            for name, start, low, high in own.within(begin, end):
-                first, values = self._own_part(self.trained[name], key)
-                sent[low:high] = values[start - first : start - first + high - low].detach()
-            dist.gather(sent, received or None)
-            for parts, values in zip(everywhere, received):  # none but on the main process
+            own = self._own_values(everywhere[rank].within(begin, end), key)
+            room = self._room[:, : end - begin]
+            if not is_main():
+                for _, _, low, high, values in own:
+                    room[0, low:high] = values
+                _exchange([dist.P2POp(dist.isend, room[0], 0)])
+                continue
+            _exchange([dist.P2POp(dist.irecv, row, i) for i, row in enumerate(room, 1)])
+            for name, start, _, _, values in own:
+                yield Piece(prefix + name, _shape_of(self.trained[name]), start, values)
+            for parts, values in zip(everywhere[1:], room):
                 for name, start, low, high in parts.within(begin, end):
                     shape = _shape_of(self.trained[name])
                     yield Piece(prefix + name, shape, start, values[low:high])
+
+    def _own_values(
+        self, places: Iterable[tuple[str, int, int, int]], key: str | None
+    ) -> Iterator[tuple[str, int, int, int, Tensor]]:
+        """With each place, as `Parts.within` gives it, what stands there."""
+        for name, start, low, high in places:
+            first, values = self._own_part(self.trained[name], key)
+            at = start - first
+            yield name, start, low, high, values[at : at + high - low].detach()
 
     def _own_parts(self) -> Parts:
         parts = Parts([], [], [])
