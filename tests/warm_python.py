@@ -117,6 +117,7 @@ def keep(asker: socket.socket) -> None:
     request, streams, _, _ = socket.recv_fds(asker, LARGEST, 3)
     child = os.fork()
     if child == 0:
+        os.setsid()  # a signal to its group is one to what it starts, and to nobody else
         asker.close()
         become(*json.loads(request), streams)
         return

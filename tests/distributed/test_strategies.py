@@ -153,7 +153,39 @@ def larger(world) -> str:
     return "larger"
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+NOTING_GRADIENTS = """
+import hashlib, os, torch
+from trainer.cli import main
+
+update = torch.optim.AdamW.step
+
+def noting(self, *args, **kwargs):
+    digest = hashlib.sha256()
+    for group in self.param_groups:
+        for parameter in group["params"]:
+            digest.update(parameter.grad.contiguous().numpy().tobytes())
+    with open(f"gradients-{os.environ['RANK']}", "a") as file:
+        file.write(digest.hexdigest() + "\\n")
+    return update(self, *args, **kwargs)
+
+torch.optim.AdamW.step = noting
+main()
+"""
+
+
+def test_thirty_steps_of_ddp_give_those_of_one_process_and_all_ranks_the_same_gradients(
+    world, larger
+):
+    """Under the other strategies a gradient is there once, in parts."""
+    (world / "noting.py").write_text(NOTING_GRADIENTS)
+    trained(world, "ddp", *STRATEGIES["ddp"], *LARGER, program=["noting.py"])
+    assert_same(world, "ddp", larger, rounding=1e-7)
+    first, second = ((world / f"gradients-{rank}").read_text().split() for rank in (0, 1))
+    assert first == second
+    assert len(set(first)) == STEPS
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "ddp"])
 def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, larger, name):
     text = trained(world, name, *STRATEGIES[name], *LARGER)
     assert_same(world, name, larger, rounding=1e-7)
@@ -210,35 +242,6 @@ def test_the_pull_clipping_and_every_evaluation_give_what_they_do_in_one_process
     assert gradient_norms(world, run) == pytest.approx(gradient_norms(world, "pulled"), rel=1e-3)
     measures = assert_measures(world, run, "pulled")
     assert {measure.partition("/")[0] for measure in measures} == EVALUATIONS.keys()
-
-
-NOTING_GRADIENTS = """
-import hashlib, os, torch
-from trainer.cli import main
-
-update = torch.optim.AdamW.step
-
-def noting(self, *args, **kwargs):
-    digest = hashlib.sha256()
-    for group in self.param_groups:
-        for parameter in group["params"]:
-            digest.update(parameter.grad.contiguous().numpy().tobytes())
-    with open(f"gradients-{os.environ['RANK']}", "a") as file:
-        file.write(digest.hexdigest() + "\\n")
-    return update(self, *args, **kwargs)
-
-torch.optim.AdamW.step = noting
-main()
-"""
-
-
-def test_the_gradients_of_all_ranks_are_identical_after_each_step(world):
-    """Of DDP: under the others a gradient is there once, in parts."""
-    (world / "noting.py").write_text(NOTING_GRADIENTS)
-    trained(world, "noted", *STRATEGIES["ddp"], program=["noting.py"])
-    first, second = ((world / f"gradients-{rank}").read_text().split() for rank in (0, 1))
-    assert first == second
-    assert len(set(first)) == STEPS
 
 
 def test_four_parts_of_a_step_give_the_step(world):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.warm_python import warm_python
+from trainer.lock import beside
 from trainer.saved import CONFIG, MANIFEST, MODEL, STATE, find
 
 STEPS = 24
@@ -160,18 +161,24 @@ def test_a_checkpoint_without_one_of_its_files_is_none(world, tmp_path, lost):
         assert find(tmp_path) is None
 
 
+def tell_all(run: Path, number: signal.Signals) -> None:
+    """The process that has locked the run's folder, and its loader workers."""
+    holder = int(beside(run).read_text().split()[1])
+    os.killpg(os.getpgid(holder), number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_told_to_stop_a_run_saves_at_the_end_of_its_step_and_goes_on(world, number):
-    """All its processes are told, loader workers too, as a scheduler does and then a launcher."""
+    """All its processes are told, as a scheduler does and then a launcher."""
     name = f"told-{number.name}"
-    process = launched(world, name)
+    process = launched(world, name, python=warm_python())
     metrics = world / "runs" / name / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    os.killpg(process.pid, number)
+    tell_all(world / "runs" / name, number)
     time.sleep(0.05)
-    os.killpg(process.pid, number)
+    tell_all(world / "runs" / name, number)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 75, text
     step = int((world / "runs" / name / "interrupted").read_text())
@@ -208,11 +215,11 @@ def test_another_configuration_begins_anew_and_sets_the_old_run_aside(world):
 def test_told_to_stop_before_its_first_step_a_run_saves_after_it(world):
     """Also where no checkpoints were asked for."""
     options = ["checkpoint.every=null", "checkpoint.keep=1"]
-    process = launched(world, "soon", *options)
+    process = launched(world, "soon", *options, python=warm_python())
     while not (world / "runs/soon/config.yaml").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
+    tell_all(world / "runs/soon", signal.SIGTERM)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 75 and "told to stop after step 1; the same command" in text
     assert [one.name for one in (world / "runs/soon/checkpoints").iterdir()] == ["step-00000001"]
