@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from select import select
@@ -68,9 +69,17 @@ os._exit(os.WEXITSTATUS(status))
 
 @functools.cache
 def warm_python() -> str:
-    """The executable; the server ends with this process."""
-    folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """The executable. One server for all of pytest's workers, which ends with who started them;
+    without any, with this process.
+    """
+    if tests := os.environ.get("PYTEST_XDIST_TESTRUNUID"):
+        holder, folder = os.getppid(), Path(tempfile.gettempdir(), f"warm-python-{tests}")
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            return client_of_another(folder)
+    else:
+        holder, folder = os.getpid(), Path(tempfile.mkdtemp(prefix="warm-python-"))
     address, client = str(folder / "socket"), folder / "python"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(address)
@@ -78,34 +87,44 @@ def warm_python() -> str:
     text = CLIENT.format(
         python=sys.executable, address=address, largest=LARGEST, forwarded=[*map(int, FORWARDED)]
     )
-    client.write_text(text)
-    client.chmod(0o700)
-    here, alive = os.pipe()  # the server reads its end when this process is gone
+    aside = folder / "client"
+    aside.write_text(text)
+    aside.chmod(0o700)
     environment = {"DS_ACCELERATOR": "cpu"}
     subprocess.Popen(
-        [sys.executable, "-m", "tests.warm_python", str(listening.fileno()), str(here)],
+        [sys.executable, "-m", "tests.warm_python", str(listening.fileno()), str(holder), folder],
         cwd=Path(__file__).parents[1],
         env=os.environ | environment,
-        pass_fds=(listening.fileno(), here),
+        pass_fds=(listening.fileno(),),
         start_new_session=True,
     )
-    os.close(here)
     listening.close()
-    os.set_inheritable(alive, False)
+    aside.rename(client)
     return str(client)
 
 
-def serve(listening: socket.socket, alive: int) -> None:
-    """Forks for each who asks; returns in the process that has become what was asked for."""
+def client_of_another(folder: Path) -> str:
+    """Of the worker that was first."""
+    ends_at = time.monotonic() + 60
+    while not (folder / "python").exists():
+        assert time.monotonic() < ends_at, f"no warm Python in {folder}"
+        time.sleep(0.01)
+    return str(folder / "python")
+
+
+def serve(listening: socket.socket, holder: int, folder: str) -> None:
+    """Forks for each who asks, until the holder has ended; returns in the process that has become
+    what was asked for."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
-        ready, _, _ = select([listening, alive], [], [])
-        if alive in ready:
+        ready, _, _ = select([listening, holder], [], [])
+        if holder in ready:
+            shutil.rmtree(folder, ignore_errors=True)
             os._exit(0)
         asker, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
-            os.close(alive)
+            os.close(holder)
             keep(asker)
             return
         asker.close()
@@ -198,5 +217,5 @@ if __name__ == "__main__":
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else each process copies all of it when it looks for garbage
-    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    serve(socket.socket(fileno=int(sys.argv[1])), os.pidfd_open(int(sys.argv[2])), sys.argv[3])
     end()
