@@ -6,6 +6,7 @@ FILES_AT_ONCE = 0
 # these come last, and alone.
 IN_FILES = --dist loadfile --no-loadscope-reorder
 # The command `accelerate launch`, without the imports of all of its others: seven seconds.
+CPU = $(BIN)/accelerate-launch --config_file launch/cpu.yaml -m trainer
 CPUS = ACCELERATE_USE_CPU=true $(BIN)/accelerate-launch --config_file launch/cpus.yaml -m trainer
 
 demo: .venv/installed
@@ -35,14 +36,14 @@ bench: .venv/installed
 # The tiny CLIP that knows the fictitious people, made again from nothing: about 40 minutes.
 fictitious-clip: .venv/installed
 	$(BIN)/clip-unlearn fictitious runs/pretraining-world --pretrain 40
-	$(CPUS) train configs/fictitious_clip.yaml
+	$(CPU) train configs/fictitious_clip.yaml
 	cp runs/fictitious_clip/model/open_clip_model.safetensors plugins/fictitious/clip/
 
 # One that knows 2,048 of them, from the one above: 3,000 steps. For `make bench
 # ONLY=thousands`, which forgets from 1 to 1,024.
 thousands-clip: .venv/installed
 	$(BIN)/clip-unlearn fictitious runs/thousands/world --people 2048 --forget 1024 --pretrain 40
-	$(CPUS) train configs/fictitious_clip_thousands.yaml
+	$(CPU) train configs/fictitious_clip_thousands.yaml
 
 # Debian keeps venv's own pip in a package apart (python3-venv): do without it there.
 .venv/installed: setup.cfg pyproject.toml constraints.txt

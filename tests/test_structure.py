@@ -51,6 +51,7 @@ FLOORS = [
     ["certificates", "comparison", "standings"],
     ["pieces"],
     ["spread"],
+    ["zero"],
     ["strategies", "tracking"],
     ["saved"],
     ["checkpoint"],

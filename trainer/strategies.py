@@ -28,7 +28,8 @@ from torch.nn.functional import linear  # torch's own: DeepSpeed puts another in
 
 from trainer.config import Config
 from trainer.interruption import end_with_launcher
-from trainer.spread import Spread, ZeroSpread
+from trainer.spread import Spread
+from trainer.zero import ZeroSpread
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -317,10 +317,10 @@ def test_what_saves_memory_changes_nothing(world, name, memory):
 
 
 SENDING_FEW = """
-from trainer import spread
+from trainer import zero
 from trainer.cli import main
 
-spread.GATHERED = 100_000  # values at a time: a save takes many turns
+zero.GATHERED = 100_000  # values at a time: a save takes many turns
 main()
 """
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.spread import Spread, ZeroSpread
+from trainer.spread import Spread
+from trainer.zero import ZeroSpread
 
 LOST = (3, 9)  # steps whose gradient is infinite
 STEPS, GROWS_AFTER = 24, 4
