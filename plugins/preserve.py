@@ -43,6 +43,10 @@ class Preserve(Objective):
     def towers(self) -> frozenset[Tower]:
         return frozenset(self.options.towers)
 
+    @property
+    def repeats_clean(self) -> frozenset[Tower]:
+        return self.towers
+
     def pair(self, clean: Sample, turn: int, rng: Random) -> Pair:
         text = clean.text if self._has_text else None
         image = clean.image if self._has_image else None

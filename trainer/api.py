@@ -148,6 +148,12 @@ class Objective:
         return self.trains
 
     @property
+    def repeats_clean(self) -> frozenset[Tower]:
+        """For which towers the teacher sees the clean sample itself, always: what it makes of that
+        may be kept beside the shards (`data.embeddings`)."""
+        return frozenset()
+
+    @property
     def num_identities(self) -> int:
         """How many people this objective makes the student forget."""
         return 0

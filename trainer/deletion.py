@@ -56,11 +56,11 @@ def roster() -> None:
 @click.option(
     "--index",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of indexes (`index --into`): theirs there go too.",
+    help="Folder of indexes and embeddings (`data.index`): theirs there go too.",
 )
 def forget_me(rosters: tuple[Path, ...], index: Path | None) -> None:
-    """Take a person out of ROSTERS: rows, pictures, indexes. The name is asked for, or read from
-    the standard input: arguments are seen by others and kept by shells."""
+    """Take a person out of ROSTERS: rows, pictures, indexes, embeddings. The name is asked for, or
+    read from the standard input: arguments are seen by others and kept by shells."""
     from trainer.suppression import forget_me as forget
 
     name = click.prompt("Name", err=True)
@@ -73,10 +73,11 @@ def forget_me(rosters: tuple[Path, ...], index: Path | None) -> None:
     for path, removed in found:
         click.echo(
             f"{removed.pseudonym} is out of {path}: {removed.pictures:,} pictures, "
-            f"{removed.shards:,} shards without them, {removed.indexes:,} indexes"
+            f"{removed.shards:,} shards without them, {removed.kept:,} indexes and embeddings"
         )
     click.echo(
-        "Not touched: copies and indexes elsewhere, backups, and models that were trained before."
+        "Not touched: copies, indexes and embeddings elsewhere, backups, and models that were "
+        "trained before."
     )
 
 

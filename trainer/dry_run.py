@@ -53,6 +53,7 @@ def describe_run(config: Config, launch: Launch, capacity: Capacity) -> str:
         *_steps(config, launch),
         *_memory(config, launch, capacity, clip, student, batch),
         *_evaluations(config),
+        *_embeddings(config),
         ("writes", f"{config.output}/"),
         ("", "config.yaml, metrics.jsonl, results.json, report.html, model/, checkpoints/"),
         ("trackers", ", ".join(config.trackers) or "none beside metrics.jsonl"),
@@ -141,6 +142,14 @@ def _memory(
     sent = sent_in_step(launch, sizes, config.memory.teacher != "whole")
     what = ", ".join(f"{name} {size_of(size)}" for name, size in sent.items())
     yield "sends", f"{size_of(sum(sent.values()))} a device and step: {what}" if sent else "nothing"
+
+
+def _embeddings(config: Config) -> Iterator[Line]:
+    if config.data.embeddings is None:
+        return
+    where = f"in {config.data.index}" if config.data.index else "beside their shards"
+    what = "must be there" if config.data.embeddings == "use" else "first made where missing"
+    yield "embeddings", f"the teacher's of clean samples, kept {where}; {what}"
 
 
 def _evaluations(config: Config) -> Iterator[Line]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from trainer.api import Embeddings
 from trainer.batches import (
     ABSENT,
+    KNOWN_IMAGE,
+    KNOWN_TEXT,
     LABEL,
     STUDENT_IMAGE,
     STUDENT_TEXT,
@@ -27,9 +29,9 @@ from trainer.clip import Towers
 from trainer.packing import Packed, pack_if_shorter, takes_packed
 from trainer.pixels import Pixels
 
-Columns = tuple[int, int]  # of a model's captions and pictures
-STUDENT: Columns = (STUDENT_TEXT, STUDENT_IMAGE)
-TEACHER: Columns = (TEACHER_TEXT, TEACHER_IMAGE)
+Columns = tuple[tuple[int, int | None], ...]  # of a model's captions and pictures: seen, known
+STUDENT: Columns = ((STUDENT_TEXT, None), (STUDENT_IMAGE, None))
+TEACHER: Columns = ((TEACHER_TEXT, KNOWN_TEXT), (TEACHER_IMAGE, KNOWN_IMAGE))
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,42 @@ class Rows:
 
 @dataclass(frozen=True)
 class Shown:
-    """captions: (n, l) int64, or packed; pictures: (m, 3, H, W) uint8. By objective its rows of
-    them, None where it has none."""
+    """captions: (n, l) int64, or packed; pictures: (m, 3, H, W) uint8. known: embeddings of
+    further captions and pictures, (k, d) each. By objective its rows of them, None where it has
+    none."""
 
     device: torch.device
     captions: Tensor | Packed | None
     pictures: Tensor | None
+    known: tuple[Tensor | None, ...]
     rows: dict[str, tuple[Rows | None, Rows | None]]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one tower of a model is to see of a batch, and which known embeddings go with it; sorted
+    (n,) int64 both, and the columns of rows that they are from."""
+
+    column: int
+    known_column: int | None
+    seen: Tensor
+    known: Tensor
+
+    @staticmethod
+    def of(batch: Batch, column: int, known_column: int | None) -> Chosen:
+        none = torch.empty(0, dtype=torch.int64)
+        known = none if known_column is None else batch.seen_by(known_column)
+        return Chosen(column, known_column, batch.seen_by(column), known)
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Of an objective's rows: which of what comes of the tower, the known ones after it."""
+        seen = rows[:, self.column].contiguous()
+        places = torch.where(seen == ABSENT, ABSENT, torch.searchsorted(self.seen, seen))
+        if self.known_column is None:
+            return places
+        known = rows[:, self.known_column].contiguous()
+        after = len(self.seen) + torch.searchsorted(self.known, known)
+        return torch.where(known == ABSENT, places, after)
 
 
 class Showing:
@@ -64,14 +95,18 @@ class Showing:
 
     def __call__(self, batch: Batch, pixels: Pixels, columns: Columns) -> Shown:
         """pixels: the batch's, on the device."""
-        seen = [batch.seen_by(column) for column in columns]
-        captions = self._captions(batch.tokens[seen[0]]) if len(seen[0]) else None
-        pictures = pixels[seen[1]] if len(seen[1]) else None
+        text, image = (Chosen.of(batch, *own) for own in columns)
+        captions = self._captions(batch.tokens[text.seen]) if len(text.seen) else None
+        pictures = pixels[image.seen] if len(image.seen) else None
+        known = tuple(
+            self._send(kept[own.known]) if len(own.known) else None
+            for own, kept in zip((text, image), batch.known, strict=True)
+        )
         rows = {
-            name: (self._rows(own, columns[0], seen[0]), self._rows(own, columns[1], seen[1]))
+            name: (self._rows(own, text), self._rows(own, image))
             for name, own in batch.rows.items()
         }
-        return Shown(self._device, captions, pictures, rows)
+        return Shown(self._device, captions, pictures, known, rows)
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
         captions = tokens if self._pack is None else self._pack(tokens)
@@ -79,12 +114,12 @@ class Showing:
             return Packed(*map(self._send, captions))
         return self._send(captions)
 
-    def _rows(self, rows: Tensor, column: int, seen: Tensor) -> Rows | None:
-        own = rows[rows[:, column] != ABSENT]
-        if not len(own):
+    def _rows(self, rows: Tensor, chosen: Chosen) -> Rows | None:
+        places = chosen.places(rows)
+        is_there = places != ABSENT
+        if not is_there.any():
             return None
-        places = torch.searchsorted(seen, own[:, column].contiguous())
-        return Rows(self._send(places), self._send(own[:, LABEL]))
+        return Rows(self._send(places[is_there]), self._send(rows[is_there, LABEL]))
 
     def _send(self, tensor: Tensor) -> Tensor:
         """From pinned memory the host does not wait for it."""
@@ -99,6 +134,7 @@ def embed(model: nn.Module, shown: Shown) -> dict[str, Embeddings]:
     scale = torch.ones((), device=shown.device)
     if shown.captions is not None or shown.pictures is not None:
         text, image, scale = model(shown.captions, shown.pictures)
+    text, image = map(with_known, (text, image), shown.known)
 
     def own(embedded: Tensor | None, rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
         if embedded is None or rows is None:
@@ -111,3 +147,10 @@ def embed(model: nn.Module, shown: Shown) -> dict[str, Embeddings]:
         own_image, image_labels = own(image, image_rows)
         embeddings[name] = Embeddings(own_text, own_image, text_labels, image_labels, scale)
     return embeddings
+
+
+def with_known(embedded: Tensor | None, known: Tensor | None) -> Tensor | None:
+    if known is None:
+        return embedded
+    known = known.float()
+    return known if embedded is None else torch.cat([embedded.float(), known])

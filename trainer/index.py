@@ -11,12 +11,14 @@ import os
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
+from glob import escape, glob
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from trainer.api import Tower
 from trainer.remote import Patience, RemoteFile, is_remote
 from trainer.shards import Keys, Shard, scan, walk, walk_headers
 
@@ -36,13 +38,27 @@ class Index:
 
 
 def index_path(url: str, folder: str | None) -> str | None:
-    """Where the index of a shard lies: beside it, or in the folder under its whole address."""
+    return path_beside(url, folder, "index.npz")
+
+
+def path_beside(url: str, folder: str | None, ending: str) -> str | None:
+    """Where what is kept of a shard lies: beside it, or in the folder under its whole address."""
     if folder is None:
-        return None if is_remote(url) else f"{url}.index.npz"
+        return None if is_remote(url) else f"{url}.{ending}"
     address = url if is_remote(url) else os.path.abspath(url)
     name = PurePosixPath(urlsplit(url).path).name if is_remote(url) else os.path.basename(url)
     digest = sha256(address.encode()).hexdigest()[:16]
-    return os.path.join(folder, f"{name[-80:]}-{digest}.index.npz")
+    return os.path.join(folder, f"{name[-80:]}-{digest}.{ending}")
+
+
+def kept_of(url: str, folder: str | None) -> list[str]:
+    """Its index and, see known_embeddings.py, its embeddings: those that there are."""
+    index = path_beside(url, folder, "index.npz")
+    if index is None:
+        return []
+    stem = escape(index.removesuffix("index.npz"))
+    found = [path for tower in Tower for path in glob(f"{stem}{tower.value}-*.safetensors")]
+    return [index, *found] if os.path.exists(index) else found
 
 
 def make_index(path: str) -> Index:

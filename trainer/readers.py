@@ -73,7 +73,7 @@ def read_share(share: Share, start: int, reading: Reading) -> Iterator[Sample | 
             return read_lines(path, shown(url), part, parts, start)
         return read_parquet(path, shown(url), part, parts, start, reading.caption_column)
     if path is not None:
-        shard = open_shard(path, url, reading.index)
+        shard = open_shard(path, url if is_remote(url) else None, reading.index)
         if start == 0 and (reason := _why_none(shard, part)):
             return iter([BadSample(reason, shown(url))])
         rows = range(part + start * parts, len(shard), parts)

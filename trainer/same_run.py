@@ -34,6 +34,7 @@ def _what_counts(resolved: dict[str, Any]) -> dict[str, Any]:
     """Of a configuration: what its result follows from. The rest may change between two starts."""
     counts = {name: one for name, one in resolved.items() if name not in MAY_CHANGE}
     data = {name: one for name, one in counts["data"].items() if name not in MAY_CHANGE_OF_DATA}
+    data["embeddings"] = data.get("embeddings") is not None  # made or found, they are the same
     return _unsigned(counts | {"data": data})
 
 

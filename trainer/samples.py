@@ -109,6 +109,12 @@ class LocalSample(StoredSample):
     def min_side(self) -> int | None:  # type: ignore[override]
         return self.__dict__["_rows"].min_side
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """The shard's path, and which of its rows this is."""
+        rows = self.__dict__["_rows"]
+        return rows.path, rows.rows[self.__dict__["_nth"]]
+
     def has(self, part: str) -> bool:
         place = 2 * len(PARTS) * self.__dict__["_nth"] + _PLACE[part]
         return self.__dict__["_rows"].extents[place] >= 0

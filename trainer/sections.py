@@ -51,6 +51,11 @@ class DataConfig(Section):
     caption_column: str | None = Field(
         None, description="of Parquet files; else caption, TEXT or text"
     )
+    embeddings: Literal["make", "use"] | None = Field(
+        None,
+        description="the teacher's of clean samples, kept where the indexes are: make what is "
+        "missing, or use what must be there; null: computed in every step",
+    )
 
 
 class OptimizerConfig(Section):
@@ -149,6 +154,15 @@ class File(Section):
                 f"must be greater than optimizer.warmup_steps ({optimizer.warmup_steps})"
             )
         return steps
+
+    @field_validator("memory")
+    @classmethod
+    def _teacher_is_whole(cls, memory: MemoryConfig, info: ValidationInfo) -> MemoryConfig:
+        # All processes run the forwards of one in parts together; what is known, one need not run.
+        data = info.data.get("data")
+        if data is not None and data.embeddings and memory.teacher != "whole":
+            raise ValueError(f"teacher {memory.teacher} does not go with data.embeddings")
+        return memory
 
     @field_validator("trackers")
     @classmethod

@@ -1,4 +1,6 @@
-"""Someone in a roster asks to be taken out of it: rows, pictures, indexes; what stays is a record.
+"""Someone in a roster asks to be taken out of it: rows, pictures, what is kept of shards.
+
+What stays is a record.
 
 The record, `suppressed.jsonl` beside the roster, holds keyed hashes alone: with the roster's key,
 and only with it, a later roster can be checked for the name or for a picture that came back.
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.api import BadSample
-from trainer.index import index_path
+from trainer.index import kept_of
 from trainer.names import fold
 from trainer.pictures import Pictures
 from trainer.removal import Part, parts_of, replace_whole
@@ -37,7 +39,7 @@ class Removed(NamedTuple):
     pseudonym: str
     pictures: int
     shards: int  # that were written anew, or removed
-    indexes: int
+    kept: int  # of these shards: indexes, embeddings
 
 
 class Found(NamedTuple):
@@ -52,7 +54,8 @@ class Found(NamedTuple):
 def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | None:
     """Take the person of that name or alias out; None where there is nobody of it.
 
-    index: a folder of indexes (`index --into`), from which theirs go as well as from beside shards.
+    index: a folder of indexes (`index --into`, `data.index`), from which theirs, and embeddings, go
+    as well as from beside shards.
     Raises ValueError and FileNotFoundError before anything is changed; their messages name nobody.
     """
     with _locked(roster):
@@ -65,8 +68,8 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
         begun = any(row["pseudonym"] == person.pseudonym for row in read_record(record))
         parts = parts_of(person, people, roster, begun)
         _record(person, parts, roster)
-        indexes = _indexes_of([part.path for part in parts if part.is_shard], index)
-        for one in indexes:  # first: of a shard that was written anew it would be wrong
+        kept = _kept_of([part.path for part in parts if part.is_shard], index)
+        for one in kept:  # first: of a shard that was written anew it would be wrong
             one.unlink()
         for part in parts:
             part.remove()
@@ -76,15 +79,15 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
         _remove_row(roster, person)
     shards = sum(part.is_shard for part in parts)
     pictures = sum(len(part.pictures) for part in parts)
-    return Removed(person.pseudonym, pictures, shards, len(indexes))
+    return Removed(person.pseudonym, pictures, shards, len(kept))
 
 
-def _indexes_of(shards: Sequence[Path], folder: Path | None) -> list[Path]:
-    """Those that there are. A link to a shard may have been indexed, or what it leads to."""
+def _kept_of(shards: Sequence[Path], folder: Path | None) -> list[Path]:
+    """Indexes and embeddings. A link to a shard may have been indexed, or what it leads to."""
     addresses = dict.fromkeys(one for shard in shards for one in (shard, shard.resolve()))
     places = [None] if folder is None else [None, str(folder)]
-    found = {f"{index_path(str(one), place)}" for one in addresses for place in places}
-    return [path for path in map(Path, sorted(found)) if path.exists()]
+    found = {path for one in addresses for place in places for path in kept_of(str(one), place)}
+    return list(map(Path, sorted(found)))
 
 
 def suppressed_in(roster: Path) -> list[Found]:

@@ -204,12 +204,23 @@ def _pair(objective: Objective, samples: Sequence[Sample], turn: int, seed: int)
             continue
         if pair is not None:
             assert isinstance(pair, Pair), f"{name}.pair gives {pair!r}; a Pair or None"
+            _check_repeats(objective, sample, pair)
             return pair
         reasons.append("None")
     raise AssertionError(
         f"{name}.pair gives no pair at turn {turn} from any of {len(samples)} samples "
         f"({', '.join(sorted(set(reasons)))}); give this check `samples` that suit it"
     )
+
+
+def _check_repeats(objective: Objective, sample: Sample, pair: Pair) -> None:
+    """What is kept of the clean sample stands in the place of what the teacher is shown."""
+    for tower in objective.repeats_clean:
+        its_own = sample.text if tower is Tower.TEXT else sample.image
+        assert part_of(pair, "teacher", tower) is its_own, (
+            f"{type(objective).__name__}.repeats_clean has {tower.value}, but a pair shows the "
+            f"teacher another teacher_{tower.value} than the sample's own; leave the tower out"
+        )
 
 
 def _same(first: Pair, second: Pair) -> bool:

@@ -18,6 +18,7 @@ from trainer.blocks import lean
 from trainer.checkpoint import Checkpoints, first_not_finite
 from trainer.clip import Towers
 from trainer.config import Config
+from trainer.embed_shards import known_embeddings
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
@@ -89,6 +90,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         plain = accelerator.unwrap_model(student, keep_torch_compile=False)
         taught, learner = encoder(teacher), encoder(plain)
         loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
+        known = known_embeddings(config, clip, original, taught, accelerator)
 
     saves = run.checkpoints(spread)
     if saved:
@@ -100,7 +102,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
             run.log(0, before, failed)
 
     stream = saved.stream if saved else None
-    drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream)
+    drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream, known)
     first = saved.step if saved else 0
     left = config.steps - first
     window = saved.window(rank, device) if saved else []  # losses since they were last logged

@@ -36,7 +36,8 @@ def batch_of(each: int, size: tuple[int, int]) -> Batch:
 
     def rows(student: Tensor, teacher: Tensor) -> Tensor:
         absent = torch.full_like(turn, ABSENT)
-        return torch.stack([turn, torch.zeros_like(turn), absent, student, absent, teacher], 1)
+        label = torch.zeros_like(turn)
+        return torch.stack([turn, label, absent, student, absent, teacher, absent, absent], 1)
 
     absent = torch.full_like(turn, ABSENT)
     both = {"keep": rows(turn, turn), "faces": rows(turn + each, absent)}

@@ -17,3 +17,6 @@ def test_what_a_result_follows_from_is_told_by_its_path():
     other = asked | {"optimizer": {"lr": 0.2, "betas": [0.9, 0.98]}, "seed": 1}
     assert changes(other, asked) == ["optimizer.lr", "seed"]
     assert changes(asked | {"data": {"shards": ["c/*.tar"]}}, asked) == ["data.shards"]
+    made, used = (asked | {"data": asked["data"] | {"embeddings": how}} for how in ("make", "use"))
+    assert changes(made, used) == []
+    assert changes(made, asked) == ["data.embeddings"]

@@ -146,8 +146,22 @@ def test_an_index_that_would_be_wrong_goes_too(tmp_path):
     shard = str(tmp_path / "people.tar")
     index_shards([shard], None, 1)
     removed = forget_me(roster, GONE)
-    assert removed and removed.indexes == 1
+    assert removed and removed.kept == 1
     assert not Path(str(index_path(shard, None))).exists()
+
+
+def test_so_do_the_embeddings_of_a_teacher(tmp_path):
+    roster = in_shards(tmp_path)
+    kept = [
+        tmp_path / f"people.tar.{tower}-0123456789abcdef.safetensors" for tower in ("text", "image")
+    ]
+    for path in [*kept, tmp_path / "other.tar.text-0123456789abcdef.safetensors"]:
+        path.touch()
+    removed = forget_me(roster, NAMES[0])
+    assert removed and removed.kept == 2
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == [
+        "other.tar.text-0123456789abcdef.safetensors"
+    ]
 
 
 def test_an_index_in_a_folder_of_its_own_goes_where_it_is_named(tmp_path):
@@ -158,7 +172,7 @@ def test_an_index_in_a_folder_of_its_own_goes_where_it_is_named(tmp_path):
     index_shards([shard, str(tmp_path / "link.tar")], str(into), 1)
     index_shards([shard], None, 1)
     removed = forget_me(roster, GONE, into)
-    assert removed and removed.indexes == 3
+    assert removed and removed.kept == 3
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -167,7 +181,7 @@ def test_indexes_elsewhere_are_told_of_and_their_folder_is_an_option(tmp_path):
     index_shards([str(tmp_path / "people.tar")], str(into), 1)
     done = call("forget-me", str(roster), typed=f"{GONE}\n")
     assert "0 indexes" in done.output and len(list(into.glob("*.npz"))) == 1
-    assert done.output.splitlines()[-1].startswith("Not touched: copies and indexes elsewhere, ")
+    assert done.output.splitlines()[-1].startswith("Not touched: copies, indexes and embeddings ")
     done = call("forget-me", str(roster), "--index", str(into), typed=f"{NAMES[0]}\n")
     assert "1 indexes" in done.output and not list(into.glob("*.npz"))
     assert call("forget-me", str(roster), "--index", f"{into}/none", typed="x\n").exit_code == 2

@@ -40,6 +40,11 @@ class Good(Objective):
         return text_loss
 
 
+class Repeating(Good):
+    kind = "repeating"
+    repeats_clean = frozenset({Tower.TEXT})
+
+
 def text_loss(student, teacher):
     return {"text": cosine_distance(student.text, teacher.text)}
 
@@ -161,6 +166,14 @@ def test_pairs_must_be_whole():
         found = complaint_of_pair(student_text="a", label=label)
         assert f"has the label {label!r}; a whole number of 64 bits" in found
     assert "gives 'a'; a Pair or None" in complaint(pair=lambda self, clean, turn, rng: "a")
+
+
+def test_what_is_said_to_be_the_clean_sample_must_be():
+    """What is kept beside shards would be wrong for the other one."""
+    check_objective(Repeating, {"batch_size": 4})
+    repeats = {"repeats_clean": Repeating.repeats_clean}
+    changed = {"pair": lambda self, clean, turn, rng: Pair(clean.text, teacher_text="a person")}
+    assert "another teacher_text than the sample's own" in complaint(**repeats, **changed)
 
 
 def test_some_sample_must_serve():
