@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 STEPS = ("text_step", "image_step", "large", "contrastive_step")
-FAST = ("captions", "pictures", "resume", "people", "attack", *STEPS, "scaling")  # minutes
+DATA = ("captions", "pictures", "resume", "people", "known_embeddings")
+FAST = (*DATA, "attack", *STEPS, "scaling")  # minutes
 SLOW = ("leakage", "seeds")  # an hour
 ON_REQUEST = ("thousands", "ablation")  # hours, after `make thousands-clip`
 FILE = Path(__file__).parents[2] / "runs/bench/results.json"
