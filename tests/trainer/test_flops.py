@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.trainer.architectures import KINDS, make
+from trainer import flops
 from trainer.api import Tower
 from trainer.batches import Batch
 from trainer.clip import Towers, student_of
@@ -34,8 +35,10 @@ def batch_of(tokens: torch.Tensor, pictures: int) -> Batch:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_what_its_forwards_and_backward_compute(kind, tmp_path):
+@pytest.mark.parametrize("small", [0, flops.SMALL], ids=["from shapes", "computed"])
+def test_a_step_is_what_its_forwards_and_backward_compute(kind, small, tmp_path, monkeypatch):
     """All captions of one length, so that nothing is padded: the counter sees the same."""
+    monkeypatch.setattr(flops, "SMALL", small)
     towers = student(kind, tmp_path)
     tokens, pixels = torch.ones(4, 12, dtype=torch.int64), torch.zeros(3, 3, 32, 32).byte()
     with FlopCounterMode(display=False) as counter:
@@ -47,14 +50,16 @@ def test_a_step_is_what_its_forwards_and_backward_compute(kind, tmp_path):
 
 
 def test_padding_does_not_count(tmp_path):
-    flops = Flops.of(student("plain", tmp_path))
+    work = Flops.of(student("plain", tmp_path))
     short, long = torch.ones(1, 5, dtype=torch.int64), torch.ones(1, 20, dtype=torch.int64)
     padded = torch.cat([torch.nn.functional.pad(short, (0, 15)), long])
-    each = [flops.of_step(batch_of(tokens, 0)) for tokens in (short, long)]
-    assert flops.of_step(batch_of(padded, 0)) == pytest.approx(sum(each))
+    each = [work.of_step(batch_of(tokens, 0)) for tokens in (short, long)]
+    assert work.of_step(batch_of(padded, 0)) == pytest.approx(sum(each))
 
 
-def test_what_is_frozen_has_no_backward(tmp_path):
+@pytest.mark.parametrize("small", [0, flops.SMALL], ids=["from shapes", "computed"])
+def test_what_is_frozen_has_no_backward(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(flops, "SMALL", small)
     whole = Flops.of(student("plain", tmp_path))
     frozen = Flops.of(student("plain", tmp_path, freeze=["image.*"]))
     assert whole.image.backward > 0
