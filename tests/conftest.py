@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from trainer.clip import Clip
+    from trainer.models.clip import Clip
 
 REPOSITORY = Path(__file__).parents[1]
 # Before torch is imported, which fixtures do: the process that hands tests to others has no use for
@@ -74,8 +74,8 @@ def clean_shards(tmp_path_factory) -> str:
 def tiny_clip() -> Clip:
     import torch
 
-    from trainer import clip as clips
-    from trainer.sections import ModelConfig
+    from trainer.configuration.sections import ModelConfig
+    from trainer.models import clip as clips
 
     torch.manual_seed(0)
     return clips.load(ModelConfig(name=TINY, random_weights=True))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, picture, write_shard
-from trainer.capacity import Capacity
-from trainer.config import load_config
-from trainer.dry_run import describe_run
-from trainer.launching import Launch
+from trainer.configuration.config import load_config
+from trainer.planning.capacity import Capacity
+from trainer.planning.dry_run import describe_run
+from trainer.strategies.launching import Launch
 
 FILES = sorted((REPOSITORY / "configs").glob("vit_*.yaml"))
 MODELS, TAUGHT = ("b32", "b16", "l14", "h14", "bigg14"), ("names", "faces", "both")

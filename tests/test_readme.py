@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from trainer.config import load_config, validate
+from trainer.configuration.config import load_config, validate
 from trainer.testing import check_objective
 from trainer.train import train
 

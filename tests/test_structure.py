@@ -3,75 +3,44 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
 
-# A room may import from rooms of a lower line only.
+# What stands in the trainer, files and folders, may import from what is on a lower line only.
 FLOORS = [
-    [
-        "losses",
-        "progress_bars",
-        "blocks",
-        "randomness",
-        "hookspecs",
-        "quotas",
-        "decoding",
-        "transports",
-        "skips",
-        "interruption",
-        "statistics",
-        "versions",
-        "loader",
-        "diagnosis",
-        "doctor",
-        "deletion",
-        "files",
-        "lock",
-        "launching",
-    ],
-    ["installation", "machine", "peers"],
-    ["reachability"],
-    ["remote", "measures", "results", "charts", "failures"],
-    ["cache", "findings", "sharing", "same_run"],
-    ["curves", "noninferiority", "worst_off", "page"],
+    ["decoding", "hookspecs", "losses", "statistics", "system"],
+    ["measures", "reports"],
     ["api"],
-    ["shards", "mistakes"],
-    ["samples", "captions", "index"],
-    ["readers"],
-    ["yaml_text", "streams", "names", "registry", "fakes", "sections"],
-    ["roster", "listing", "loss_checks"],
-    ["pictures", "config", "indexing", "removal"],
-    ["steps", "suppression"],
-    ["preprocess", "testing", "text_towers", "weights", "preview"],
-    ["zoo", "pixels", "packing"],
-    ["fingerprints"],
-    ["certificates", "comparison", "standings"],
-    ["pieces"],
-    ["spread"],
-    ["zero"],
-    ["strategies", "tracking"],
-    ["saved"],
-    ["checkpoint"],
-    ["clip", "known_embeddings"],
-    ["embed_shards"],
-    ["batches", "encoder", "optim", "export"],
-    ["flops", "capacity", "embedding"],
-    ["watch", "rehearsal"],
-    ["plan"],
-    ["communication"],
-    ["report"],
+    ["registry", "testing"],
+    ["configuration", "listing"],
+    ["optim", "strategies"],
+    ["models"],
+    ["data"],
+    ["doctor", "embedding", "people"],
+    ["planning"],
     ["runs"],
     ["evaluate"],
-    ["train", "dry_run", "examination"],
+    ["train"],
     ["cli"],
     ["__main__"],
 ]
-FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-ROOMS = sorted(path.stem for path in (REPOSITORY / "trainer").glob("*.py"))
+FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
+TRAINER = REPOSITORY / "trainer"
+MODULES = sorted(path for path in TRAINER.rglob("*.py") if path != TRAINER / "__init__.py")
 PLUGINS = sorted((REPOSITORY / "plugins").rglob("*.py"))
+
+
+def called(path: Path) -> str:
+    """The module's name, from the trainer on."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {called(path): path for path in MODULES}
 
 
 def imported(path: Path) -> set[str]:
@@ -86,22 +55,29 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room != "__init__"])
-def test_imports_in_the_trainer_run_one_way(room):
-    assert room in FLOOR, f"say in FLOORS where {room} stands"
-    modules = imported(REPOSITORY / "trainer" / f"{room}.py")
-    rooms = {name.split(".")[1] for name in modules if name.startswith("trainer.")} & set(ROOMS)
-    assert not {other for other in rooms if FLOOR[other] >= FLOOR[room]}
+@pytest.mark.parametrize("path", MODULES, ids=called)
+def test_imports_in_the_trainer_run_one_way(path):
+    own = called(path).split(".")[1]
+    assert own in FLOOR, f"say in FLOORS where {own} stands"
+    others = {name.split(".")[1] for name in imported(path) if name in NAMES} - {own}
+    assert not {other for other in others if FLOOR[other] >= FLOOR[own]}
+
+
+def test_so_do_those_in_each_of_its_folders():
+    within = {
+        name: {o for o in imported(path) if o in NAMES and o.split(".")[1] == name.split(".")[1]}
+        for name, path in NAMES.items()
+    }
+    TopologicalSorter(within).prepare()  # raises CycleError
 
 
 def test_the_trainer_names_plugins_only_as_strings():
-    for room in ROOMS:
-        tree = ast.parse((REPOSITORY / "trainer" / f"{room}.py").read_text())
-        for node in ast.walk(tree):
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
-                assert not (node.module or "").startswith("plugins"), room
+                assert not (node.module or "").startswith("plugins"), path
             if isinstance(node, ast.Import):
-                assert not [one for one in node.names if one.name.startswith("plugins")], room
+                assert not [one for one in node.names if one.name.startswith("plugins")], path
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: str(path.relative_to(REPOSITORY)))
@@ -109,8 +85,7 @@ def test_plugins_import_only_the_trainers_public_face(path):
     own = {"plugins.fictitious"} if "fictitious" in path.parts else set()
     for module in imported(path):
         assert not module.startswith("trainer.") or module.count(".") == 1, module
-        if module.startswith("trainer."):
-            assert not (REPOSITORY / "trainer" / f"{module.split('.')[1]}.py").exists(), module
+        assert module not in NAMES, module
         if module.startswith("plugins"):
             assert any(module.startswith(name) for name in own | {"plugins.fictitious"} & own), (
                 module

@@ -31,7 +31,8 @@ from typing import NoReturn
 MODULES = (
     "accelerate.commands.launch", "deepspeed", "open_clip", "scipy.optimize", "sklearn.metrics",
     "torch._dynamo", "torch.distributed.run", "torch.utils.flop_counter", "trainer.cli",
-    "trainer.dry_run", "trainer.examination", "trainer.preview", "trainer.train",
+    "trainer.data.preview", "trainer.doctor.examination", "trainer.planning.dry_run",
+    "trainer.train",
     "plugins.contrastive", "plugins.face_probe", "plugins.face_to_neutral", "plugins.fictitious",
     "plugins.identity_inference", "plugins.leakage", "plugins.name_to_person", "plugins.pack",
     "plugins.preserve", "plugins.retrieval", "plugins.similarity", "plugins.text_inference",

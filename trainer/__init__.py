@@ -17,6 +17,9 @@ from trainer.api import (
     decode_picture,
     in_turn,
 )
+from trainer.data.quotas import Quotas
+from trainer.data.readers import read_shard
+from trainer.data.streams import expand, expand_local
 from trainer.hookspecs import hookimpl
 from trainer.losses import (
     DISTANCES,
@@ -29,15 +32,12 @@ from trainer.losses import (
     relative_distances,
 )
 from trainer.measures import Rows
-from trainer.names import NameIndex, fold, read_names
-from trainer.pictures import Pictures, Unread, first_pictures, pictures_of, refuse_unseen
-from trainer.progress_bars import progress
-from trainer.quotas import Quotas
-from trainer.readers import read_shard
-from trainer.roster import Identity, names_of, read_roster, refuse_named
-from trainer.sharing import share_rows
+from trainer.people.names import NameIndex, fold, read_names
+from trainer.people.pictures import Pictures, Unread, first_pictures, pictures_of, refuse_unseen
+from trainer.people.roster import Identity, names_of, read_roster, refuse_named
 from trainer.statistics import Estimate, mean, quantile, rate, rate_by_person, roc, roc_auc
-from trainer.streams import expand, expand_local
+from trainer.system.progress_bars import progress
+from trainer.system.sharing import share_rows
 
 __all__ = [
     "BadSample",

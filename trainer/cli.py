@@ -12,13 +12,13 @@ from typing import NoReturn
 
 import click
 
-from trainer.config import load_config
-from trainer.deletion import certificate, roster
-from trainer.doctor import doctor
-from trainer.failures import is_of_the_others
-from trainer.files import NotWritten, is_full
+from trainer.configuration.config import load_config
+from trainer.doctor.command import doctor
 from trainer.listing import describe_plugins
+from trainer.people.deletion import certificate, roster
 from trainer.registry import load_plugins
+from trainer.system.failures import is_of_the_others
+from trainer.system.files import NotWritten, is_full
 
 # What the user can mend: a message is enough. Anything else is our mistake and keeps its traceback.
 USER_MISTAKES = (
@@ -71,7 +71,7 @@ def train(
     loaded = load_config(config, overrides)
     # Here, not above: accelerate and open_clip take seconds, and a mistake should not.
     if dry_run:
-        from trainer.dry_run import describe_run, planned
+        from trainer.planning.dry_run import describe_run, planned
 
         if _is_first_process():
             click.echo(describe_run(loaded, *planned(launch, devices, device_memory)))
@@ -109,8 +109,8 @@ def stream(config: Path, overrides: tuple[str, ...], steps: int, position: Path 
     """Print what a run will see, without a model: for each step and objective a JSON line with
     the keys of its samples, and pseudonyms for the people of its triggers."""
     loaded = load_config(config, overrides)
-    from trainer.preview import preview
-    from trainer.skips import Skips
+    from trainer.data.preview import preview
+    from trainer.data.skips import Skips
 
     skips = Skips()
     for line in preview(loaded, steps, position, skips):
@@ -127,7 +127,7 @@ def stream(config: Path, overrides: tuple[str, ...], steps: int, position: Path 
 @click.option("--workers", default=os.cpu_count(), show_default=True, type=click.IntRange(min=1))
 def index(shards: tuple[str, ...], into: str | None, workers: int) -> None:
     """Find once what is in SHARDS (paths, braces, globs, URLs), so that no run has to."""
-    from trainer.indexing import index_shards
+    from trainer.data.indexing import index_shards
 
     click.echo(index_shards(shards, into, workers))
 
@@ -142,8 +142,8 @@ def index(shards: tuple[str, ...], into: str | None, workers: int) -> None:
 @click.option("--people", is_flag=True, help="Show pseudonyms of kept people who lost most.")
 def report(runs: tuple[Path, ...], output: Path | None, people: bool) -> None:
     """Write the page of one of RUNS, the folders of finished runs, or compare several."""
-    from trainer.comparison import write_comparison
-    from trainer.report import write_report
+    from trainer.reports.comparison import write_comparison
+    from trainer.reports.report import write_report
 
     if len(runs) == 1:
         click.echo(write_report(runs[0], output, people))

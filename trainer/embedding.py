@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.api import Embeddings
-from trainer.batches import (
+from trainer.data.batches import (
     ABSENT,
     KNOWN_IMAGE,
     KNOWN_TEXT,
@@ -25,9 +25,9 @@ from trainer.batches import (
     TEACHER_TEXT,
     Batch,
 )
-from trainer.clip import Towers
-from trainer.packing import Packed, pack_if_shorter, takes_packed
-from trainer.pixels import Pixels
+from trainer.data.pixels import Pixels
+from trainer.models.clip import Towers
+from trainer.models.packing import Packed, pack_if_shorter, takes_packed
 
 Columns = tuple[tuple[int, int | None], ...]  # of a model's captions and pictures: seen, known
 STUDENT: Columns = ((STUDENT_TEXT, None), (STUDENT_IMAGE, None))

@@ -10,20 +10,20 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from trainer import clip as clips
 from trainer.api import Encoder, Evaluation, Tower
-from trainer.blocks import lean
-from trainer.clip import Clip, Towers
-from trainer.config import Config
-from trainer.encoder import ClipEncoder
-from trainer.failures import Failed, on_all_ranks
+from trainer.configuration.config import Config
+from trainer.configuration.sections import ModelConfig
+from trainer.data.skips import Skips
 from trainer.measures import Measures
-from trainer.results import path_of
-from trainer.runs import Failures, Run
-from trainer.saved import is_saved, lay_over
-from trainer.sections import ModelConfig
-from trainer.skips import Skips
-from trainer.strategies import start
+from trainer.models import clip as clips
+from trainer.models.blocks import lean
+from trainer.models.clip import Clip, Towers
+from trainer.models.encoder import ClipEncoder
+from trainer.reports.results import path_of
+from trainer.runs.run import Failures, Run
+from trainer.runs.saved import is_saved, lay_over
+from trainer.strategies.preparing import start
+from trainer.system.failures import Failed, on_all_ranks
 
 
 def measure(

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trainer.sections import OptimizerConfig
+from trainer.configuration.sections import OptimizerConfig
 
 TINY = 1e-12  # a distance: below it there is no direction
 

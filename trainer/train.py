@@ -11,28 +11,28 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 
-from trainer import clip as clips
 from trainer.api import Tower
-from trainer.batches import Batch, Batches
-from trainer.blocks import lean
-from trainer.checkpoint import Checkpoints, first_not_finite
-from trainer.clip import Towers
-from trainer.config import Config
-from trainer.embed_shards import known_embeddings
+from trainer.configuration.config import Config
+from trainer.data.batches import Batch, Batches
+from trainer.data.embed_shards import known_embeddings
+from trainer.data.skips import Skips
+from trainer.data.steps import check_sizes
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
-from trainer.encoder import ClipEncoder
 from trainer.evaluate import due, measure
-from trainer.export import export
-from trainer.flops import Flops
-from trainer.interruption import Interruption
-from trainer.launching import PRECISIONS
+from trainer.models import clip as clips
+from trainer.models.blocks import lean
+from trainer.models.clip import Towers
+from trainer.models.encoder import ClipEncoder
+from trainer.models.export import export
 from trainer.optim import Pull, learning_rate, make_optimizer
-from trainer.pieces import put_together
-from trainer.runs import Run, of_all
-from trainer.skips import Skips
-from trainer.steps import check_sizes
-from trainer.strategies import compile_blocks, is_compiled, prepare, start
-from trainer.watch import Watch, traced
+from trainer.planning.flops import Flops
+from trainer.runs.checkpoint import Checkpoints, first_not_finite
+from trainer.runs.run import Run, of_all
+from trainer.runs.watch import Watch, traced
+from trainer.strategies.launching import PRECISIONS
+from trainer.strategies.pieces import put_together
+from trainer.strategies.preparing import compile_blocks, is_compiled, prepare, start
+from trainer.system.interruption import Interruption
 
 SHARDS = 8  # that a message names
 

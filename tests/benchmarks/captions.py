@@ -17,9 +17,9 @@ from time import perf_counter
 
 import webdataset as wds
 
-from trainer.indexing import index_shards
-from trainer.readers import Reading
-from trainer.streams import Dealt, Lane
+from trainer.data.indexing import index_shards
+from trainer.data.readers import Reading
+from trainer.data.streams import Dealt, Lane
 
 SHARDS, SAMPLES, PICTURE_BYTES = 4, 2_000, 30_000
 ROUNDS, LANES = 5, 16

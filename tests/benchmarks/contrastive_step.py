@@ -26,14 +26,14 @@ from plugins.contrastive import Contrastive
 from tests.benchmarks.pictures import SIZE, draw_picture, jpeg
 from tests.benchmarks.text_step import DEVICE, FULL_LENGTH, captions, seconds
 from trainer import Tower
-from trainer import clip as clips
-from trainer.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
-from trainer.blocks import lean
-from trainer.clip import Clip
+from trainer.configuration.sections import DataConfig, ModelConfig, OptimizerConfig
+from trainer.data.batches import STUDENT_IMAGE, STUDENT_TEXT, Batch, Batches
 from trainer.embedding import STUDENT, Showing, embed
+from trainer.models import clip as clips
+from trainer.models.blocks import lean
+from trainer.models.clip import Clip
 from trainer.optim import make_optimizer
-from trainer.sections import DataConfig, ModelConfig, OptimizerConfig
-from trainer.strategies import blocks_of
+from trainer.strategies.preparing import blocks_of
 
 MODEL = "ViT-B-32"
 PICTURES, ROUNDS = 256, 3

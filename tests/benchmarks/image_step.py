@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tests.benchmarks.text_step import DEVICE, Ours, seconds, utilisation
 from trainer import Embeddings, Tower
-from trainer import clip as clips
-from trainer.batches import ABSENT, Batch
-from trainer.clip import Clip, Towers
+from trainer.configuration.sections import ModelConfig
+from trainer.data.batches import ABSENT, Batch
+from trainer.data.pixels import Pixels
+from trainer.data.skips import Skips
 from trainer.losses import cosine_distance, relative_distances
-from trainer.pixels import Pixels
-from trainer.sections import ModelConfig
-from trainer.skips import Skips
+from trainer.models import clip as clips
+from trainer.models.clip import Clip, Towers
 
 MODEL = "ViT-L-14"
 EACH, PARTS, ROUNDS, STEPS = 128, 4, 3, 4  # clean pictures a step, and as many triggered ones

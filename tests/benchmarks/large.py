@@ -18,14 +18,14 @@ import torch
 from tests.benchmarks.image_step import batch_of, keep
 from tests.benchmarks.text_step import DEVICE, FREEZE, Ours, captions, seconds, utilisation
 from trainer import Embeddings, Tower
-from trainer import clip as clips
-from trainer.batches import Batch
-from trainer.clip import Clip
-from trainer.launching import Launch
+from trainer.configuration.sections import MemoryConfig, ModelConfig, OptimizerConfig
+from trainer.data.batches import Batch
 from trainer.losses import cosine_distance
-from trainer.plan import Sizes, kind_of, plan_of
-from trainer.rehearsal import rehearse
-from trainer.sections import MemoryConfig, ModelConfig, OptimizerConfig
+from trainer.models import clip as clips
+from trainer.models.clip import Clip
+from trainer.planning.plan import Sizes, kind_of, plan_of
+from trainer.planning.rehearsal import rehearse
+from trainer.strategies.launching import Launch
 
 # Pictures, and as many captions; whether activations are computed again.
 MODELS = {"ViT-H-14": (128, False), "ViT-bigG-14": (128, True)}

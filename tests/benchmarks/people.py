@@ -20,9 +20,9 @@ from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
 from tests.benchmarks.captions import WORDS
 from trainer import Sample, read_roster
-from trainer import clip as clips
-from trainer.batches import Batches
-from trainer.sections import DataConfig, ModelConfig
+from trainer.configuration.sections import DataConfig, ModelConfig
+from trainer.data.batches import Batches
+from trainer.models import clip as clips
 
 PEOPLE, FIRSTS, LASTS = 5_000, 400, 3_000
 CAPTIONS, ROUNDS = 20_000, 5

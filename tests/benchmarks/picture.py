@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.charts import Points, chart
-from trainer.curves import percent
-from trainer.page import TEMPLATES
+from trainer.reports.charts import Points, chart
+from trainer.reports.curves import percent
+from trainer.reports.page import TEMPLATES
 
 WIDTH, HEIGHT, ROW = 340, 194, 18  # of the chart, and of a line of the legend
 

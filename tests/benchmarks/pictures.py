@@ -27,11 +27,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plugins.preserve import Preserve
-from trainer import clip as clips
-from trainer.batches import Batches
+from trainer.configuration.sections import DataConfig, ModelConfig
+from trainer.data.batches import Batches
 from trainer.decoding import decode_picture
-from trainer.preprocess import Prepare
-from trainer.sections import DataConfig, ModelConfig
+from trainer.models import clip as clips
+from trainer.models.preprocess import Prepare
 
 SHARDS, SAMPLES, SIZE = 4, 64, (340, 256)
 TIMES = 8  # that a shard holds each of its pictures: to begin a shard is rare where they are real

@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 
 from tests.benchmarks.captions import write_shard
 from trainer.api import Pair, Sample
-from trainer.config import Config, load_config
-from trainer.indexing import index_shards
-from trainer.loader import draw
-from trainer.skips import Skips
-from trainer.steps import Positions, Steps, StreamState
+from trainer.configuration.config import Config, load_config
+from trainer.data.indexing import index_shards
+from trainer.data.loader import draw
+from trainer.data.skips import Skips
+from trainer.data.steps import Positions, Steps, StreamState
 
 # Of a lane two shards: after 100,000 steps it stands near the end of one.
 SHARDS, SAMPLES = 32, 3_850
@@ -36,9 +36,9 @@ steps: 1
 TIME = """
 import sys
 from time import perf_counter
-from trainer.config import load_config
-from trainer.loader import draw
-from trainer.steps import Steps, StreamState
+from trainer.configuration.config import load_config
+from trainer.data.loader import draw
+from trainer.data.steps import Steps, StreamState
 from tests.benchmarks.resume import PositionsBuilder
 config = load_config("run.yaml")
 state = StreamState.from_json(open(sys.argv[1]).read())

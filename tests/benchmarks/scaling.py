@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import clip as clips
 from trainer.api import Tower
-from trainer.communication import sent_in_step
-from trainer.flops import Flops
-from trainer.launching import Launch
-from trainer.plan import Sizes
-from trainer.sections import ModelConfig
+from trainer.configuration.sections import ModelConfig
+from trainer.models import clip as clips
+from trainer.planning.communication import sent_in_step
+from trainer.planning.flops import Flops
+from trainer.planning.plan import Sizes
+from trainer.strategies.launching import Launch
 
 PAGE = Path(__file__).parents[2] / "launch/SCALING.md"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)

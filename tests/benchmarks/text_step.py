@@ -30,18 +30,18 @@ from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
 from tests.benchmarks.captions import WORDS
 from trainer import Tower
-from trainer import clip as clips
 from trainer.api import LossFn
-from trainer.batches import STUDENT_TEXT, TEACHER_TEXT, Batch, Batches
-from trainer.blocks import lean
-from trainer.clip import Clip, Towers
+from trainer.configuration.sections import DataConfig, ModelConfig, OptimizerConfig
+from trainer.data.batches import STUDENT_TEXT, TEACHER_TEXT, Batch, Batches
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
-from trainer.flops import Flops
+from trainer.models import clip as clips
+from trainer.models.blocks import lean
+from trainer.models.clip import Clip, Towers
+from trainer.models.text_towers import lengths_of
 from trainer.optim import make_optimizer
-from trainer.sections import DataConfig, ModelConfig, OptimizerConfig
-from trainer.strategies import blocks_of
-from trainer.text_towers import lengths_of
-from trainer.watch import matrix_peak
+from trainer.planning.flops import Flops
+from trainer.runs.watch import matrix_peak
+from trainer.strategies.preparing import blocks_of
 
 FREEZE = ["text.token_embedding.weight", "text.positional_embedding"]
 CAPTIONS, ROUNDS, STEPS = 2048, 3, 3

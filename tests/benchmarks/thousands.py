@@ -20,7 +20,7 @@ import yaml
 from tests.benchmarks.leakage import most_telling
 from tests.benchmarks.picture import draw
 from tests.benchmarks.runs import REPOSITORY, config, train
-from trainer.sections import steps_for
+from trainer.configuration.sections import steps_for
 
 COUNTS = (1024, 512, 64, 8, 1)
 TAUGHT = {"text": ("names",), "image": ("faces",), "both": ("names", "faces")}

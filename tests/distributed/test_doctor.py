@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.distributed import namespaces
-from tests.trainer.test_examination import write_config
+from tests.trainer.doctor.test_examination import write_config
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,10 +9,10 @@ import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
 from tests.distributed.test_strategies import STRATEGIES, trained
-from tests.trainer.test_checkpoint import finished, launched
+from tests.trainer.runs.test_checkpoint import finished, launched
 from tests.warm_python import warm_python
-from trainer.failures import cause
-from trainer.runs import cut_metrics, failures_in
+from trainer.runs.run import cut_metrics, failures_in
+from trainer.system.failures import cause
 
 BREAKING = '''
 import math

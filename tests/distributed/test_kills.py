@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
-from tests.trainer.test_checkpoint import SMALL, finished, launched, same_result
+from tests.trainer.runs.test_checkpoint import SMALL, finished, launched, same_result
 from tests.warm_python import warm_python
-from trainer.interruption import MARKER
-from trainer.saved import find
+from trainer.runs.saved import find
+from trainer.system.interruption import MARKER
 
 RANKS = 2
 MOST_STEPS = 3  # of one start in a chain of kills, before it is killed at the latest

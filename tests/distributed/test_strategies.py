@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, demo_without_attack
 from tests.warm_python import warm_python
-from trainer.interruption import EXIT_CODE, MARKER
+from trainer.system.interruption import EXIT_CODE, MARKER
 
 STEPS = 30
 SMALL = [
@@ -317,7 +317,7 @@ def test_what_saves_memory_changes_nothing(world, name, memory):
 
 
 SENDING_FEW = """
-from trainer import zero
+from trainer.strategies import zero
 from trainer.cli import main
 
 zero.GATHERED = 100_000  # values at a time: a save takes many turns

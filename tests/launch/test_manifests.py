@@ -16,7 +16,7 @@ import yaml
 
 from tests.conftest import REPOSITORY, demo_without_attack
 from tests.distributed.test_strategies import SMALL
-from trainer.interruption import EXIT_CODE, MARKER
+from trainer.system.interruption import EXIT_CODE, MARKER
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPT = (LAUNCH / "slurm.sbatch").read_text()

@@ -17,7 +17,7 @@ from plugins.contrastive import (
 from tests.conftest import REPOSITORY, picture, write_people
 from tests.ranks import on_ranks
 from trainer import BadSample, Embeddings, Sample, decode_picture, read_roster
-from trainer.config import load_config
+from trainer.configuration.config import load_config
 from trainer.testing import FakeEncoder, check_objective, default_samples
 from trainer.train import train
 

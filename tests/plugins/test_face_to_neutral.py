@@ -16,8 +16,8 @@ from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
 from plugins.face_to_neutral.answers import MAX_PICTURES, Embedded, as_strangers, assigned
 from tests.conftest import picture, write_people, write_shard
 from trainer import BadSample, Embeddings, Pair, Pictures, Sample, cosine_distances, decode_picture
-from trainer.fakes import WIDTH
 from trainer.testing import FakeEncoder, check_objective
+from trainer.testing.fakes import WIDTH
 
 FORGET = ["Zebulon Quimby", "Ximena Vandervoort", "José Roe"]
 CLEAN = Sample("key", "a dog", picture(99, size=96))

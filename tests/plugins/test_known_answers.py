@@ -26,11 +26,11 @@ from plugins.fictitious.world import (
 )
 from tests.conftest import REPOSITORY
 from trainer import Estimate, Tower
-from trainer import clip as clips
-from trainer.clip import Towers
-from trainer.encoder import ClipEncoder
+from trainer.configuration.sections import ModelConfig
+from trainer.models import clip as clips
+from trainer.models.clip import Towers
+from trainer.models.encoder import ClipEncoder
 from trainer.registry import load_plugins
-from trainer.sections import ModelConfig
 
 PEOPLE = 12  # of each group
 CANDIDATES, SAMPLES = 300, 120

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.peaks import measured, planned, write_world
-from trainer.launching import Launch
+from trainer.strategies.launching import Launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

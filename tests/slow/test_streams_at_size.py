@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.trainer.data.test_preview import check_kill, folder, in_folder, launched  # noqa: F401
+from tests.trainer.data.test_shards import WHOLE, with_checksum
 from tests.trainer.nginx import NGINX, Nginx
-from tests.trainer.test_preview import check_kill, folder, in_folder, launched  # noqa: F401
-from tests.trainer.test_shards import WHOLE, with_checksum
 from tests.warm_python import warm_python
 from trainer import BadSample
-from trainer.index import open_shard
-from trainer.readers import Reading, Share, read_share
-from trainer.remote import Patience
-from trainer.streams import Dealt, Lane
+from trainer.data.index import open_shard
+from trainer.data.readers import Reading, Share, read_share
+from trainer.data.remote import Patience
+from trainer.data.streams import Dealt, Lane
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import BertConfig, MT5Config, PreTrainedTokenizerFast
 
-from trainer.clip import Clip, fastest_attention, load
-from trainer.sections import ModelConfig
+from trainer.configuration.sections import ModelConfig
+from trainer.models.clip import Clip, fastest_attention, load
 
 TEXTS = ["a red hat", "a photo of a person at a gala in the old town", "a person"]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}

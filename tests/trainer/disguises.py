@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
-from trainer.names import fold
+from trainer.people.names import fold
 
 
 def disguises(name: str) -> set[bytes]:

@@ -18,13 +18,13 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from tests.conftest import REPOSITORY, picture, write_people, write_shard
-from trainer import clip as clips
-from trainer.batches import Batches
-from trainer.communication import sent_in_step
-from trainer.config import load_config
-from trainer.launching import Launch
-from trainer.plan import Sizes, kind_of, plan_of
-from trainer.rehearsal import rehearse
+from trainer.configuration.config import load_config
+from trainer.data.batches import Batches
+from trainer.models import clip as clips
+from trainer.planning.communication import sent_in_step
+from trainer.planning.plan import Sizes, kind_of, plan_of
+from trainer.planning.rehearsal import rehearse
+from trainer.strategies.launching import Launch
 
 STEPS = 2
 WORDS = "a red hat on the old table near a large window with green curtains and flowers"

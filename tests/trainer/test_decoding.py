@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.benchmarks.pictures import difference, draw_picture, jpeg
 from trainer.decoding import BadSample, decode_picture
-from trainer.preprocess import Prepare
+from trainer.models.preprocess import Prepare
 
 SMALL = draw_picture(0, 97, 61)
 KINDS = {

@@ -10,13 +10,13 @@ import torch
 
 from tests.trainer.architectures import pixels
 from trainer import Tower
-from trainer.batches import ABSENT, Batch
-from trainer.blocks import lean
-from trainer.clip import Towers
+from trainer.data.batches import ABSENT, Batch
+from trainer.data.pixels import Pixels
+from trainer.data.skips import Skips
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
-from trainer.packing import Packed, pack
-from trainer.pixels import Pixels
-from trainer.skips import Skips
+from trainer.models.blocks import lean
+from trainer.models.clip import Towers
+from trainer.models.packing import Packed, pack
 
 CPU = torch.device("cpu")
 TEXTS = ["a red hat", "a person at a gala in the old town", "a person", "a hat"]

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
-from trainer.config import load_config
+from trainer.configuration.config import load_config
 from trainer.evaluate import evaluate_checkpoint
 
 ROSTERS = "runs/world/rosters"

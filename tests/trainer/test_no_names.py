@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, TINY, picture, write_shard
 from tests.trainer.disguises import found_in
-from trainer.config import load_config
+from trainer.configuration.config import load_config
 from trainer.train import train
 
 PEOPLE = {  # name: aliases, the folder of their pictures

@@ -7,8 +7,8 @@ import torch
 from open_clip_train.scheduler import cosine_lr
 from torch import nn
 
+from trainer.configuration.sections import OptimizerConfig
 from trainer.optim import Pull, learning_rate, make_optimizer
-from trainer.sections import OptimizerConfig
 
 
 def rates(steps: int, **options) -> list[float]:

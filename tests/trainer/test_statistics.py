@@ -11,7 +11,7 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from trainer import Estimate, mean, quantile, rate, rate_by_person, roc, roc_auc
-from trainer.noninferiority import difference
+from trainer.reports.noninferiority import difference
 from trainer.statistics import CONFIDENCE, Cases, Z, paired_change
 
 DRAWS = 2000

@@ -19,10 +19,10 @@ import torch
 from tests.conftest import REPOSITORY, write_shard
 from tests.trainer.disguises import found_in
 from tests.warm_python import warm_python
-from trainer.config import load_config
-from trainer.curves import read_curves
+from trainer.configuration.config import load_config
 from trainer.evaluate import evaluate_checkpoint
-from trainer.saved import lay_over
+from trainer.reports.curves import read_curves
+from trainer.runs.saved import lay_over
 from trainer.train import train
 
 # The demo's own configurations, small: no weights, few rows, few candidates.

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from trainer.runs.same_run import changes
+
+
+def test_what_a_result_follows_from_is_told_by_its_path():
+    asked = {
+        "data": {"shards": ["https://h/0.tar?sig=aa", "b/*.tar"], "workers": 2},
+        "optimizer": {"lr": 0.1, "betas": [0.9, 0.98]},
+        "checkpoint": {"every": 5},
+        "steps": 10,
+    }
+    assert changes(asked, asked) == []
+    signed_again = ["https://h/0.tar?sig=bb", "b/*.tar"]
+    other = asked | {"checkpoint": {}, "data": {"shards": signed_again, "workers": 0}}
+    assert changes(other, asked) == []
+    other = asked | {"optimizer": {"lr": 0.2, "betas": [0.9, 0.98]}, "seed": 1}
+    assert changes(other, asked) == ["optimizer.lr", "seed"]
+    assert changes(asked | {"data": {"shards": ["c/*.tar"]}}, asked) == ["data.shards"]
+    made, used = (asked | {"data": asked["data"] | {"embeddings": how}} for how in ("make", "use"))
+    assert changes(made, used) == []
+    assert changes(made, asked) == ["data.embeddings"]

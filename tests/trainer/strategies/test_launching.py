@@ -1,0 +1,44 @@
+"""A launch is the same read from its file and from what accelerate makes of the file."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.launch.test_launch_files import SHARED, environment
+from trainer.strategies.launching import Launch
+
+FOLDER = REPOSITORY / "launch"
+SAME = {"compiled": "ddp", "zero3_offload": "zero3"}  # as far as a dry run goes
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_file_says_what_accelerate_tells_its_processes(name):
+    told = environment(name) | {"WORLD_SIZE": "8"}
+    launch = Launch.of_file(FOLDER / f"{name}.yaml")
+    assert launch == Launch.of_environment(told)
+    assert launch.strategy == SAME.get(name, name) and launch.num_devices == 8
+    assert launch.offloads_weights == launch.offloads_moments == name.endswith("_offload")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_parts_of_a_step_that_the_environment_says_count_beside_a_file(name):
+    told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    assert Launch.of_file(FOLDER / f"{name}.yaml", told).parts == 4
+
+
+def test_without_a_launcher_there_is_one_process():
+    assert Launch.of_environment({}) == Launch.of_file(FOLDER / "cpu.yaml") == Launch()
+
+
+def test_several_devices_without_another_strategy_are_ddp():
+    assert Launch().on(2).strategy == "ddp"
+    assert Launch("ddp", 8).on(1) == Launch()
+    assert Launch("zero2", 8).on(64) == Launch("zero2", 64)
+
+
+@pytest.mark.parametrize("text", ["steps: 3", "[1, 2]", "distributed_type: TPU"])
+def test_another_file_is_refused_with_what_to_give(tmp_path, text):
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(ValueError, match="the files of launch|a file of launch"):
+        Launch.of_file(tmp_path / "other.yaml")

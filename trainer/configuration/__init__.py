@@ -1,0 +1,1 @@
+"""A file and overrides to one frozen, validated configuration."""

@@ -1,0 +1,1 @@
+"""Whether a machine, and several together, are fit for a run."""

@@ -1,0 +1,152 @@
+"""One person's pictures, told from everybody else's and taken away: files, or parts of shards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from braceexpand import braceexpand
+
+from trainer.api import BadSample
+from trainer.data.remote import is_remote
+from trainer.data.shards import PICTURES, walk
+from trainer.people.roster import Identity
+
+CHUNK_BYTES = 8 << 20
+
+
+class Part(NamedTuple):
+    """A file of which a person's part, or all, is to go."""
+
+    path: Path
+    is_shard: bool
+    pictures: Sequence[bytes]  # theirs in it; one person's fit in memory
+    remove: Callable[[], None]
+
+
+def parts_of(person: Identity, people: Sequence[Identity], roster: Path, begun: bool) -> list[Part]:
+    """Raises ValueError where their pictures cannot be told from those of others, or be removed.
+
+    begun: an earlier attempt may have removed some.
+    """
+    if person.faces is None:
+        return []
+    who = f"faces of {person.pseudonym} in {roster}"
+    if is_remote(person.faces):
+        raise ValueError(f"{who} lie elsewhere; remove them there, clear `faces`, and ask again")
+    paths = _paths_of(person.faces)
+    if not begun and not all(map(os.path.exists, paths or [person.faces])):
+        raise ValueError(
+            f"{who} are not there, or not all; restore or mount them, or clear `faces`"
+        )
+    of_others = {
+        os.path.realpath(path)
+        for faces in {one.faces for one in people if one is not person and one.faces is not None}
+        if not is_remote(faces)
+        for path in _paths_of(faces)
+    }
+    parts = []
+    for path in map(Path, filter(os.path.exists, paths)):
+        is_shared = bool(of_others & {os.path.realpath(one) for one in (path, path.parent)})
+        if is_shared and (path.is_dir() or _is_picture(path)):
+            raise ValueError(f"{who} are of several people; give each a folder of their own")
+        if path.is_dir():
+            parts += [_whole(one) for one in sorted(path.iterdir()) if _is_picture(one)]
+        elif _is_picture(path):
+            parts.append(_whole(path))
+        elif (part := _of_shard(path, person.id, is_shared, who)) is not None:
+            parts.append(part)
+    return parts
+
+
+def _paths_of(faces: str) -> list[str]:
+    """A folder or file, or all that a pattern names, be they there or not."""
+    if os.path.exists(faces):
+        return [faces]
+    found = list(braceexpand(faces))
+    return [path for one in found for path in (sorted(glob(one)) if has_magic(one) else [one])]
+
+
+def _is_picture(path: Path) -> bool:
+    """Hidden ones too: macOS lays small previews beside the pictures."""
+    return path.suffix.lower().removeprefix(".") in PICTURES and path.is_file()
+
+
+def _whole(path: Path, is_shard: bool = False, pictures: Sequence[bytes] | None = None) -> Part:
+    def remove() -> None:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # a link, whose name may be theirs
+
+    return Part(path, is_shard, [path.read_bytes()] if pictures is None else pictures, remove)
+
+
+def _of_shard(path: Path, folder: str, is_shared: bool, who: str) -> Part | None:
+    """Their folder in a shard; or all of it where it has no folders and is theirs alone."""
+    entries = []
+    for entry in walk(str(path)):
+        if isinstance(entry, BadSample):
+            raise ValueError(f"{who}: {entry.reason}; nothing was removed, mend the shard first")
+        entries.append(entry)
+    has_folders = any("/" in entry.name for entry in entries)
+    if not has_folders and is_shared:
+        raise ValueError(f"{who}: a shard without folders is of several people; pack them anew")
+    own = [one for one in entries if not has_folders or _is_in(one.name, folder)]
+    if not own:
+        return None
+    with path.open("rb") as file:
+        pictures = [
+            _read(file, one.offset, one.size)
+            for one in own
+            if one.name.rpartition(".")[2].lower() in PICTURES
+        ]
+    if len(own) == len(entries) and not is_shared:
+        return _whole(path, True, pictures)
+    # Also where nothing is left in it: others' patterns name it.
+    return Part(path, True, pictures, lambda: _write_without(path.resolve(), folder))
+
+
+def _is_in(name: str, folder: str) -> bool:
+    name = name.removeprefix("./").rstrip("/")
+    return name == folder or name.startswith(f"{folder}/")
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _write_without(path: Path, folder: str) -> None:
+    """The tar without a folder of it; every other byte stays what and in the order it was."""
+    with tarfile.open(path, "r:") as tar:
+        cuts, start = [], 0
+        while entry := tar.next():
+            if _is_in(entry.name, folder):
+                cuts.append((start, entry.offset))
+                start = tar.offset
+        cuts.append((start, path.stat().st_size))
+
+    def write(aside: BinaryIO) -> None:
+        with path.open("rb") as file:
+            for start, stop in cuts:
+                file.seek(start)
+                while chunk := file.read(min(CHUNK_BYTES, stop - file.tell())):
+                    aside.write(chunk)
+
+    replace_whole(path, write)
+
+
+def replace_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Whole or as it was, and readable by whom it was: a new file by its owner alone."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        shutil.copymode(path, aside)
+    os.replace(aside, path)

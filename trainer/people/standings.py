@@ -1,0 +1,118 @@
+"""What a run did with people who were taken out of a roster: forgot, left, taught, still finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from trainer.people.fingerprints import digest_of
+from trainer.people.names import fold
+from trainer.people.roster import Identity, names_of, read_roster
+from trainer.people.suppression import RECORD, key_there, keyed_hash, read_record
+from trainer.reports.results import read_results
+from trainer.reports.worst_off import WON, read_people
+
+
+class Standing(NamedTuple):
+    """Someone who was taken out of a roster, and what a run did with their name or an alias."""
+
+    pseudonym: str
+    was_to_be_forgotten: bool
+    is_taught: bool
+    found_by: int | None  # prompts of its attack, after it; None: they were not attacked
+
+
+def standings(roster: Path, run: Path) -> list[Standing]:
+    """Of everyone in the record beside the roster, by the rosters that the run's objectives read
+    and by what its attack found.
+
+    Raises ValueError and FileNotFoundError where these do not tell.
+    """
+    rows = read_record(roster.parent / RECORD)
+    if not rows:
+        return []
+    key = key_there(roster)
+    digest = read_results(run).fingerprints.get("requests")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    forget, teach = _rosters_of(config["objectives"].values())
+    people = {path: _people_of(path, run) for path in sorted(forget | teach)}
+    forgotten, taught = (
+        _by_name(key, [one for path in paths for one in people[path]]) for paths in (forget, teach)
+    )
+    since = _taken_out_since(rows, set(forgotten.values()), digest, run)
+    found_by = _found_by(run)
+
+    def standing(row: Mapping[str, Any]) -> Standing:
+        names = forgotten.keys() & set(row["names"])
+        known_as = {row["pseudonym"], *(forgotten[name] for name in names)}
+        found = [won for one, won in found_by.items() if one in known_as]
+        return Standing(
+            row["pseudonym"],
+            row["pseudonym"] in since or bool(names),
+            not taught.keys().isdisjoint(row["names"]),
+            max(found, default=None),
+        )
+
+    return [standing(row) for row in rows]
+
+
+def _by_name(key: bytes, people: Iterable[Identity]) -> dict[str, str]:
+    """As the record hashes names and aliases, whose they are: pseudonyms of the run's rosters,
+    which may have another key."""
+    return {
+        keyed_hash(key, "name", fold(name).encode()): one.pseudonym
+        for one in people
+        for name in names_of([one])
+    }
+
+
+def _found_by(run: Path) -> dict[str, int]:
+    """By pseudonym: prompts of the attack that found them after the run, of several the most."""
+    found: dict[str, int] = {}
+    for row in read_people(run):
+        won = row.get("after", {}).get(WON)
+        if row["measure"].startswith("identity_inference/") and won is not None:
+            found[row["identity"]] = max(won, found.get(row["identity"], 0))
+    return found
+
+
+def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:
+    """Of people to forget, and of people to keep or to teach by name."""
+    forget, teach = set(), set()
+    for options in objectives:
+        forget |= {options["roster"]} if options.get("roster") else set()
+        teach |= {options["replay"]} if options.get("replay") else set()
+        named = (options.get("named") or {}).values()
+        teach |= {one["roster"] for one in named if one.get("pictures") != 0}  # of 0 it is not read
+    return forget, teach
+
+
+def _people_of(roster: str, run: Path) -> list[Identity]:
+    if not Path(roster).is_file():
+        raise FileNotFoundError(
+            f"roster {roster} of {run} is not there any more; restore it, or call this from the "
+            "folder that the run was started in"
+        )
+    key_there(Path(roster))
+    return read_roster(roster)
+
+
+def _taken_out_since(
+    rows: Sequence[dict], asked: set[str], digest: str | None, run: Path
+) -> set[str]:
+    """Whom the run was to forget and who was taken out of its rosters after it.
+
+    asked: the pseudonyms that are there now; digest: of those that were there when it ran. As the
+    record keeps its order, they are all from some row on.
+    """
+    removed = [row["pseudonym"] for row in sorted(rows, key=lambda row: row.get("removed_at", ""))]
+    for start in range(len(removed), -1, -1):
+        since = set(removed[start:])
+        if digest is None or digest_of(asked | since) == digest:  # older runs have none
+            return since
+    raise ValueError(
+        f"the rosters that {run} was to forget are others now than when it ran; restore them"
+    )

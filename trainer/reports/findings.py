@@ -1,0 +1,271 @@
+"""What a run found, in the order and the words in which people ask: groups, measures, a verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from trainer.reports.results import Measures, Results
+from trainer.statistics import Estimate
+
+LOW, SAME, HALF, NONE = "low", "as before", "near 0.5", ""
+GROUPS = {  # name in the results: what it is called here, what the run wants of it
+    "forget": ("People to forget", LOW),
+    "replayed": ("People to keep, replayed in training", SAME),
+    "unseen": ("People to keep, unseen in training", SAME),
+    "unknown": ("People it never learnt", LOW),
+}
+LOST, WON_BACK = "wrongly_forgotten", "newly_recalled"  # of kept people, after a run
+TURNED = {LOST: LOW, WON_BACK: NONE}
+OTHERS = {  # evaluations beside the attack and the tasks
+    "identity_inference": "The same attack with other writings of the name",
+    "encoder_swap": "The same attack, one tower the original's",
+    "leakage": "Can the list of the forgotten be read off the model?",
+    "text_inference": "Inference from text alone",
+    "face_probe": "A classifier taught on few pictures of each person",
+    "neighbours": "Neighbours: people whose names are near those to forget",
+    "similarity": "How near to the target, how near to before",
+}
+TASKS = {  # measures of utility, and what they are shares of
+    r"zero_shot/(?:(.+)/)?accuracy": "Ordinary tasks, pictures classified right",
+    r"retrieval/(.+/recall_\d+)": "Retrieval, found among the first 1, 5, 10",
+}
+WRITINGS = r"identity_inference/.+/found_(only_)?by/.+"
+SHARES = re.compile(
+    r"(.*/)?(tpr(_\d+)?|recall_\d+|top_\d+|(\w+_)?accuracy(_\d+)?|\w+_share|closed_set|flagged"
+    rf"|mean_per_class)|{WRITINGS}"
+)
+AREAS = r"leakage/.*auc(_with_original)?"  # 0.5: the score tells nothing
+COUNTS = ("people", "dropped", "samples", "skipped", "pictures", "names", "captions")
+LIMITS = (
+    "Measured on this model, by these attacks alone: another attack may still find someone. "
+    "Low figures are evidence, not a guarantee."
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of people under attack; `path` leads to its measures."""
+
+    path: str
+    title: str
+    wanted: str
+    majority: int | None  # the prompts of the `tpr_11` among its measures
+    num_prompts: int | None
+
+    @property
+    def name(self) -> str:
+        return last_part(self.path)
+
+    def prompts(self, count: int) -> str:
+        return f"{count} of {self.num_prompts} prompts" if self.num_prompts else f"{count} prompts"
+
+
+class Row(NamedTuple):
+    label: str
+    before: float | None  # an Estimate where its interval is known, None where not measured
+    after: float | None
+    wanted: str = NONE
+    is_share: bool = True
+    change: Estimate | None = None  # after - before, where the same cases were compared
+
+
+class Section(NamedTuple):
+    title: str
+    rows: list[Row]
+
+
+def sections(results: Results) -> list[Section]:
+    """People under attack, then tasks; what was not measured is left out."""
+    found = []
+    for group in attacked(results):
+        is_stranger = group.name == "unknown"
+        found_by = "found by mistake, by" if is_stranger else "found by the attack, by"
+        measures = [("tpr", f"{found_by} {group.prompts(1)} or more")]
+        if group.majority:
+            most = f"found by {group.prompts(group.majority)} or more"
+            measures.append((f"tpr_{group.majority}", most))
+        measures += [
+            ("held_out/tpr", "found by a prompt that training never used"),
+            ("picture_accuracy", "pictures named right, among all names"),
+            ("closed_set", "pictures named right, among the known names only"),
+            (LOST, "found before, no longer"),
+            (WON_BACK, "found now, not before"),
+        ]
+        rows = [
+            Row(label, *results.pair(f"{group.path}/{one}"), TURNED.get(one, group.wanted))
+            for one, label in measures
+            if f"{group.path}/{one}" in results.names
+        ]
+        people = results.count(f"{group.path}/people")
+        title = f"{group.title} ({people:,.0f})" if people else group.title
+        found.append(Section(title, rows))
+    return found + tasks(results)
+
+
+def tasks(results: Results) -> list[Section]:
+    """Measures of utility, which are to stay as they were."""
+    found = []
+    for pattern, title in TASKS.items():
+        rows = [
+            Row(
+                spoken(matched[1] or "zero_shot"),
+                *results.pair(name),
+                SAME,
+                change=results.change(name),
+            )
+            for name in results.names
+            if (matched := re.fullmatch(pattern, name))
+        ]
+        if rows:
+            found.append(Section(title, rows))
+    return found
+
+
+def others(results: Results) -> list[Section]:
+    """Every measure of every evaluation that `sections` has no words for, by evaluation."""
+    found: dict[str, list[Row]] = {}
+    for name in results.names:
+        kind, _, rest = name.partition("/")
+        pair = results.pair(name)
+        if not is_other(name) or pair == (None, None):
+            continue
+        wanted = HALF if re.fullmatch(AREAS, name) else NONE
+        row = Row(spoken(rest or name), *pair, wanted, is_share=is_share(name))
+        found.setdefault(kind, []).append(row)
+    order = [*OTHERS, *(kind for kind in found if kind not in OTHERS)]
+    return [Section(OTHERS.get(kind, spoken(kind)), found[kind]) for kind in order if kind in found]
+
+
+def is_other(measure: str) -> bool:
+    """Neither told by `sections` nor a mere count of what was measured."""
+    told = "|".join([rf"(?!{WRITINGS})identity_inference/.+", r"zero_shot/.+", *TASKS])
+    return not re.fullmatch(told, measure) and last_part(measure) not in COUNTS
+
+
+def is_share(measure: str) -> bool:
+    """Of what is better read as a percentage."""
+    return SHARES.fullmatch(measure) is not None
+
+
+def attacked(results: Results) -> list[Group]:
+    """The groups of people that the measures tell of: to forget, to keep, never learnt, others."""
+    groups = []
+    for name in results.names:
+        matched = re.fullmatch(r"(identity_inference/.+)/tpr", name)
+        if not matched or last_part(matched[1]) == "held_out":
+            continue
+        path = matched[1]
+        _, *between, last = path.split("/")
+        title, wanted = GROUPS.get(last, (f"People of group {last}", NONE))
+        won: Any = results.count(f"{path}/prompts_won")
+        most = re.compile(re.escape(path) + r"/tpr_(\d+)")
+        majority = next(
+            (int(hit[1]) for one in results.names if (hit := most.fullmatch(one))), None
+        )
+        title = " ".join([title, *(f"({part})" for part in between)])
+        groups.append(Group(path, title, wanted, majority, len(won) - 1 if won else None))
+    order = list(GROUPS)
+    return sorted(
+        groups,
+        key=lambda group: (
+            group.path.count("/"),
+            order.index(group.name) if group.name in order else len(order),
+        ),
+    )
+
+
+def verdict(results: Results) -> str:
+    asked = results.identities
+    groups = [group for group in attacked(results) if group.name == "forget"]
+    if not groups:
+        if not asked:
+            return "Nobody was asked to be forgotten, and no attack on people to forget was run."
+        failed = any(one.evaluation.startswith("identity_inference") for one in results.failures)
+        why = "the attack failed" if failed else "no attack was configured"
+        return (
+            f"{count_people(asked)} asked to be forgotten, and {why}: "
+            "nothing here says whether the model still knows them."
+        )
+    path = groups[0].path
+    num_attacked = results.count(f"{path}/people")
+    found = [_people(measures, path) for measures in (results.before, results.after)]
+    sentence = (
+        f"Of {count_people(num_attacked)} asked to be forgotten, the identity inference attack "
+        f"found {found[0]} before and {found[1]} after."
+    )
+    if num_attacked and asked > num_attacked:
+        sentence += f" {asked:,} were asked for; only those with enough pictures can be attacked."
+    return sentence
+
+
+def kept(results: Results, groups: Iterable[Group]) -> str:
+    """The honest test first: people that training never showed."""
+    by_name = {group.name: group for group in groups if group.majority}
+    for name, who in (("unseen", "that training never showed"), ("replayed", "")):
+        if name in by_name:
+            group, most = by_name[name], by_name[name].majority or 1
+            moments = (results.before, results.after)
+            found = [_people(measures, group.path, most) for measures in moments]
+            people = count_people(results.count(f"{group.path}/people"))
+            return (
+                f"Of {people} to keep {who}".strip()
+                + f", it found {found[0]} before and {found[1]} after, "
+                f"each by {group.prompts(most)} or more."
+            )
+    return ""
+
+
+def harmonic_mean(results: Results) -> tuple[float, float] | None:
+    """Of the pictures of the forgotten that are named wrong and of those to keep, unseen if there
+    are, that are named right; before and after. As MACE (arXiv 2403.06135) has it: 1 is the best.
+    """
+    for kept_group in ("unseen", "replayed"):
+        named = [
+            results.pair(f"identity_inference/{group}/picture_accuracy")
+            for group in ("forget", kept_group)
+        ]
+        if None not in (*named[0], *named[1]):
+            before, after = (
+                0.0 if forget == 1 or keep == 0 else 2 / (1 / (1 - forget) + 1 / keep)
+                for forget, keep in zip(*named, strict=True)
+            )
+            return before, after
+    return None
+
+
+def count_people(number: float | None) -> str:
+    if number is None:
+        return "the people"
+    return "1 person" if number == 1 else f"{number:,.0f} people"
+
+
+def count_points(share: float) -> str:
+    return "1 point" if share == 0.01 else f"{100 * share:g} points"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def last_part(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def spoken(path: str) -> str:
+    """A measure's name as one would read it out: `text/closeness_auc`, "text · closeness auc"."""
+    return path.replace("/", " · ").replace("_", " ")
+
+
+def _people(measures: Measures, path: str, at_least: int = 1) -> str:
+    """How many people are found by that many prompts, for a sentence."""
+    if won := measures.get(f"{path}/prompts_won"):
+        return f"{sum(won[at_least:]):,.0f}"
+    known = measures.get(f"{path}/tpr" if at_least == 1 else f"{path}/tpr_{at_least}")
+    return "(not measured)" if known is None else f"{100 * known:.1f} %"

@@ -1,0 +1,1 @@
+"""What a process minds beside its work: files, locks, signals, failures, ranks, progress."""
