@@ -45,7 +45,7 @@ def test_it_tells_of_embeddings_that_are_to_be_kept():
     told = dry_run("demo", "data.embeddings=make", "data.index=kept")
     assert "the teacher's of clean samples, kept in kept; first made where missing" in told
     assert "beside their shards; must be there" in dry_run("demo", "data.embeddings=use")
-    assert "embeddings" not in dry_run("demo")
+    assert "embeddings" not in dry_run("demo_names")
 
 
 def test_a_tower_that_nobody_trains_is_untouched():
