@@ -22,11 +22,10 @@ from trainer.data.steps import Positions, Steps, StreamState, check_sizes
 from trainer.models.clip import Clip
 from trainer.models.preprocess import Prepare, Tokenizer
 
-# The columns of a row: its turn, its label, and where its parts stand in tokens and pixels;
+# The columns of a row: its turn, its label, and where its parts stand in tokens and pixels. Where
+# it is known what the teacher makes of a part, that is absent, and stands among the known.
 TURN, LABEL, STUDENT_TEXT, STUDENT_IMAGE, TEACHER_TEXT, TEACHER_IMAGE = range(6)
-# where it is known what the teacher makes of a part, which of the known embeddings that is instead.
-KNOWN_TEXT, KNOWN_IMAGE = 6, 7
-NUM_COLUMNS = 8
+KNOWN_TEXT, KNOWN_IMAGE, NUM_COLUMNS = range(6, 9)
 ABSENT = -1
 NONE_KNOWN = torch.empty(0, 0)
 IN_HAND = 2  # of a worker's batches, the parent's, beside those loaded ahead

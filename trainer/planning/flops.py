@@ -1,4 +1,4 @@
-"""How much a step computes: floating-point operations of the towers, from shapes alone."""
+"""How much a step computes: floating-point operations of the towers, counted once."""
 
 from __future__ import annotations
 
