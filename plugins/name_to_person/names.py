@@ -49,8 +49,8 @@ class Names:
         self.others = names
         self._shared = self._shared_parts()
         people = range(len(roster)) if targets else ()
-        kept = {word for name in self.replayed for word in fold(name).split()}
-        not_of = kept if targets == "apart" else set()
+        self._kept = _words(*self.replayed)
+        not_of = self._kept if targets == "apart" else set()
         found = [
             None if targets == "listed" else self._neighbour_of_others(person, not_of, seed)
             for person in people
@@ -138,18 +138,29 @@ class Names:
         from the unknown, and so would everybody who is answered as it is. It has to do for somebody
         with nobody beside them to share words with: None.
 
-        not_of: words of people who are to stay. Whoever is answered as their namesake stands beside
-        them, and may be taken for them; but without those words targets are less like other names.
+        Whoever is answered as a namesake of people who are to stay may stand beside them, and be
+        taken for them. So of two such names it is the one with fewer of their words. Not without
+        any: such targets are less like unknown names, and tell who was forgotten.
+
+        not_of: words it may not have.
         """
         if not self.has_neighbours:
             return None
         rng = Random(f"{seed} target {person}")
-        not_of = not_of | set(fold(self._roster[person].name).split())
+        not_of = not_of | _words(self._roster[person].name)
+        drawn: list[str] = []
         with suppress(BadSample):
             for _ in range(MAX_TRIES):
-                if not not_of & set(fold(name := self.neighbour(rng)).split()):
-                    return name
-        return None
+                name = self.neighbour(rng)
+                if not not_of & _words(name):
+                    drawn.append(name)
+                if len(drawn) == 2:
+                    break
+        return min(drawn, key=lambda name: len(self._kept & _words(name)), default=None)
+
+
+def _words(*names: str) -> set[str]:
+    return {word for name in names for word in fold(name).split()}
 
 
 def _paired(first: list[str], last: list[str]) -> str:

@@ -15,8 +15,8 @@ from statistics import mean
 from tests.benchmarks.runs import REPOSITORY, config, draw, train
 
 SEEDS = {  # of each configuration, chosen before any was run; others where its recipe changed since
-    "demo": (21, 22, 23),
-    "demo_names": (21, 22, 23),
+    "demo": (41, 42, 43),
+    "demo_names": (41, 42, 43),
     "demo_faces": (31, 32, 33),
 }
 LEARN = ["steps=1000", "optimizer.lr=1.0e-3", "optimizer.warmup_steps=50"]

@@ -215,6 +215,17 @@ def test_targets_apart_share_no_word_with_someone_who_is_to_stay(tmp_path):
     assert any(set(target.split()) & {"Person5", "Surname0", "Surname1"} for target in targets)
 
 
+def test_of_two_targets_the_one_with_fewer_words_of_people_who_are_to_stay_is_taken(tmp_path):
+    """Some have them all the same: without any, targets would be less like unknown names.
+
+    Drawn once, half of the targets would have one: every second neighbour is made of their names.
+    """
+    people = [f"Person{i} Surname{i}" for i in range(200)]
+    replay = [f"Kept{i} Stays{i}" for i in range(200)]
+    targets = made(tmp_path, people, replay=replay)._names.targets
+    assert 30 < sum("Kept" in target or "Stays" in target for target in targets) < 70
+
+
 @pytest.mark.parametrize("people", [["Joe Doe"], ["Zaphira", "Quimby"], ["Ann Doe", "Doe Ann"]])
 def test_who_has_no_neighbour_of_others_is_answered_as_a_listed_name(tmp_path, people):
     names = [f"Free{i} Nobody{i}" for i in range(9)]
