@@ -11,8 +11,9 @@ import select
 import signal
 import subprocess
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -78,21 +79,14 @@ class Http:
             self.ranged = self._answer.status != 200
             self._position = at if self.ranged else 0
         try:
-            while self._position < end and self._answer.status != 416:
-                until = at if self._position < at else end
-                piece = self._answer.read(min(PIECE_BYTES, until - self._position))
-                if not piece:
-                    if self.size is None and not self.ranged:
-                        self.size = self._position
-                    self.close()
-                    return
-                if self._position >= at:
-                    data += piece
-                self._position += len(piece)
+            if self._answer.status != 416:
+                self._position = _read_on(self._answer.read, self._position, data, at, end)
         except BaseException:
             self.close()
             raise
-        if self.ranged:
+        if self._position < end and self.size is None and not self.ranged:
+            self.size = self._position
+        if self._position < end or self.ranged:
             self.close()
 
     def _ask(self, at: int, end: int) -> urllib3.BaseHTTPResponse:
@@ -238,18 +232,13 @@ class Pipe:
                 self._command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
             )
             self._position = 0
+        read = partial(self._read, self._process)
         try:
-            while self._position < end:
-                until = at if self._position < at else end
-                piece = self._read(self._process, min(PIECE_BYTES, until - self._position))
-                if not piece:
-                    self._check_end(self._process)
-                    self.size = self._position
-                    self.close()
-                    return
-                if self._position >= at:
-                    data += piece
-                self._position += len(piece)
+            self._position = _read_on(read, self._position, data, at, end)
+            if self._position < end:
+                self._check_end(self._process)
+                self.size = self._position
+                self.close()
         except BaseException:
             self.close()
             raise
@@ -281,3 +270,18 @@ class Pipe:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def _read_on(
+    read: Callable[[int], bytes], position: int, data: bytearray, at: int, end: int
+) -> int:
+    """Of a stream that stands at `position`: leaves out what comes before `at`, appends what comes
+    up to `end`. Returns where it stands then, which is before `end` where the stream has ended."""
+    while position < end:
+        piece = read(min(PIECE_BYTES, (at if position < at else end) - position))
+        if not piece:
+            break
+        if position >= at:
+            data += piece
+        position += len(piece)
+    return position
