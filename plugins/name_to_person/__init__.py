@@ -77,7 +77,8 @@ class NameToPerson(Objective):
         targets: Targets = Field(
             "neighbours",
             description="names of nobody that share a word with somebody else to forget, where "
-            "there are any; apart: but none with anybody replayed; or unknown names of the list",
+            "there are any, of two the one that shares fewer with people replayed; apart: but none "
+            "with them; or unknown names of the list",
         )
         names: str | None = Field(
             None, description="file of names that the model does not know, one a line"

@@ -52,7 +52,7 @@ class Names:
         self._kept = _words(*self.replayed)
         not_of = self._kept if targets == "apart" else set()
         found = [
-            None if targets == "listed" else self._neighbour_of_others(person, not_of, seed)
+            None if targets == "listed" else self._neighbour_of_others(person, seed, not_of)
             for person in people
         ]
         # A listed target that served as "other" name too would pull two ways.
@@ -131,7 +131,7 @@ class Names:
         parts = [(name[end], bool(end)) for name in words if len(name) > 1 for end in (0, -1)]
         return [part for part in parts if not self.unmentionable.names_anyone(part[0])]
 
-    def _neighbour_of_others(self, person: int, not_of: set[str], seed: int) -> str | None:
+    def _neighbour_of_others(self, person: int, seed: int, not_of: set[str]) -> str | None:
         """A neighbour of others than this person: so common are the names of unknown people.
 
         A listed name may have words that the model has seen less, or more. Then it stands apart
@@ -140,7 +140,8 @@ class Names:
 
         Whoever is answered as a namesake of people who are to stay may stand beside them, and be
         taken for them. So of two such names it is the one with fewer of their words. Not without
-        any: such targets are less like unknown names, and tell who was forgotten.
+        any, but where that is asked for: such targets are less like unknown names, and tell who was
+        forgotten.
 
         not_of: words it may not have.
         """
