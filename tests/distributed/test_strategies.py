@@ -76,7 +76,7 @@ def trained(
 
 def losses(folder: Path, name: str) -> list[dict[str, float]]:
     rows = map(json.loads, (folder / "runs" / name / "metrics.jsonl").open())
-    of = ("keep/", "names/", "faces/")
+    of = ("keep/", "names/", "faces/", "contrast/")
     found = [{key: row[key] for key in row if key.startswith(of)} for row in rows]
     return [row for row in found if row]
 
@@ -190,6 +190,37 @@ def test_thirty_steps_give_the_losses_and_weights_of_one_process(world, larger, 
     text = trained(world, name, *STRATEGIES[name], *LARGER)
     assert_same(world, name, larger, rounding=1e-7)
     assert "built successfully" not in text  # DeepSpeed's words when it has compiled something
+
+
+CONTRASTED = [*LARGER, "objectives.contrast={kind: contrastive, batch_size: 16, weight: 0.1}"]
+
+
+@pytest.fixture(scope="module")
+def contrasted(world) -> list[str]:
+    """In one process: CLIP's own loss, which trains its temperature too. Then how it is told."""
+    trained(world, "contrasted", "cpu.yaml", [], *CONTRASTED)
+    exported = world / "runs/contrasted/model/open_clip_model.safetensors"
+    original = REPOSITORY / "plugins/fictitious/clip/open_clip_model.safetensors"
+    assert load_file(exported)["logit_scale"] != load_file(original)["logit_scale"]
+    return CONTRASTED
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fsdp2",
+        "zero2",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ddp", "zero1", "zero3")),
+    ],
+)
+def test_negatives_of_all_processes_and_a_temperature_that_learns_give_the_same(
+    world, contrasted, name
+):
+    """The temperature is one number, which DeepSpeed cannot cut into parts."""
+    run = f"{name}-contrasted"
+    trained(world, run, *STRATEGIES[name], *contrasted)
+    # Its logits are up to a hundred, which float32 tells apart in steps of 1e-5.
+    assert_same(world, run, "contrasted", rounding=1e-5)
 
 
 PULLED = [*LARGER, "optimizer.anchor=0.05", "optimizer.clip=2"]
@@ -362,7 +393,7 @@ def test_a_run_goes_on_under_its_strategy_on_another_number_of_processes(world, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_in_bf16_losses_and_weights_are_near(world, larger, name):
     """To within 1e-2, absolute."""
     trained(world, f"{name}-bf16", f"{name}.yaml", TWO[:2], *LARGER)
