@@ -90,14 +90,14 @@ def test_preempted_and_told_to_stop_it_queues_itself_again_and_ends_with_the_sam
 ):
     trained(world, "uninterrupted", "ddp.yaml", TWO, *LONG)
     job = Job(world, slurm, "queued", *LONG)
-    job.until(lambda: job.has_saved(10), 120)
+    job.until(lambda: job.has_saved(10), 300)
     job.preempt()
-    job.until(lambda: "is queued again" in job.told(), 60)
+    job.until(lambda: "is queued again" in job.told(), 180)
     first = int(job.told().partition("left after step ")[2].partition(";")[0])
-    job.until(lambda: job.has_saved(first + 10), 180)
+    job.until(lambda: job.has_saved(first + 10), 400)
     job.slurms("scancel", "--signal=USR1", job.number)  # as Slurm does before the time is over
-    job.until(lambda: job.told().count("is queued again") == 2, 60)
-    job.until(lambda: job.has("JobState=COMPLETED"), 240)
+    job.until(lambda: job.told().count("is queued again") == 2, 180)
+    job.until(lambda: job.has("JobState=COMPLETED"), 600)
 
     assert job.has("Restarts=2")
     assert f"goes on after step {first}" in job.told() and first < 150
@@ -112,8 +112,8 @@ def test_preempted_while_it_starts_it_queues_itself_again(world, slurm):
     """Its processes know of no signal yet, and are ended by it."""
     job = Job(world, slurm, "early", "steps=4")
     logs = world / f"runs/early.logs/{job.number}-0"
-    job.until(lambda: len(list(logs.rglob("stdout.log"))) == 2, 60)  # both ranks are started
+    job.until(lambda: len(list(logs.rglob("stdout.log"))) == 2, 180)  # both ranks are started
     job.preempt()
-    job.until(lambda: "preempted before there was anything to save" in job.told(), 60)
-    job.until(lambda: job.has("JobState=COMPLETED"), 180)
+    job.until(lambda: "preempted before there was anything to save" in job.told(), 180)
+    job.until(lambda: job.has("JobState=COMPLETED"), 400)
     assert job.has("Restarts=1") and (job.folder / "results.json").exists()

@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.peaks import measured, planned, write_world
 from trainer.strategies.launching import Launch
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 RECOMPUTED = "memory.activation_checkpointing=true"
 TWO = {name: Launch(name, 2) for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")}
@@ -21,21 +21,27 @@ def world(tmp_path_factory) -> Path:
     return write_world(tmp_path_factory.mktemp("peaks"))
 
 
+SOON = [  # a minute each
+    ("text", Launch(parts=2), []),
+    ("text", TWO["fsdp2"], []),
+    ("text", Launch("ddp", 2, "bf16"), []),
+    ("text", Launch("zero2", 2, "bf16"), []),
+]
+LONG = [
+    ("both", ONE, []),
+    ("text", ONE, [RECOMPUTED]),
+    *(("text", TWO[name], []) for name in ("ddp", "zero1", "zero2", "zero3")),
+    ("both", TWO["zero2"], []),
+    ("text", TWO["zero3"], [RECOMPUTED]),
+    ("text", TWO["ddp"], ["memory.teacher=sharded"]),
+    ("text", TWO["zero3"], ["memory.teacher=offloaded"]),
+    ("text", Launch("zero1", 2, parts=2), []),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "launch", "overrides"),
-    [
-        ("both", ONE, []),
-        ("text", ONE, [RECOMPUTED]),
-        ("text", Launch(parts=2), []),
-        *(("text", launch, []) for launch in TWO.values()),
-        ("both", TWO["zero2"], []),
-        ("text", TWO["zero3"], [RECOMPUTED]),
-        ("text", TWO["ddp"], ["memory.teacher=sharded"]),
-        ("text", TWO["zero3"], ["memory.teacher=offloaded"]),
-        ("text", Launch("zero1", 2, parts=2), []),
-        ("text", Launch("ddp", 2, "bf16"), []),
-        ("text", Launch("zero2", 2, "bf16"), []),
-    ],
+    [*SOON, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG)],
     ids=lambda value: (
         "-".join(map(str, vars(value).values())) if isinstance(value, Launch) else str(value)
     ),
