@@ -29,11 +29,14 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.A
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step 1, 2, ... steps; open_clip's own cosine, which reaches 0 after the last."""
+    """The rate of step 1, 2, ... steps; open_clip's own cosine, which reaches 0 after the last, and
+    after each milestone begins anew (SGDR, arXiv 1608.03983)."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "cosine":
-        share = (step - 1 - config.warmup_steps) / (steps - config.warmup_steps)
+        begun = max(one for one in (config.warmup_steps, *config.milestones) if one < step)
+        end = min(one for one in (*config.milestones, steps) if one >= step)
+        share = (step - 1 - begun) / (end - begun)
         return config.lr * (1 + cos(pi * share)) / 2
     if config.schedule == "steps":
         return config.lr * config.gamma ** sum(step > milestone for milestone in config.milestones)

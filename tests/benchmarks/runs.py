@@ -22,7 +22,17 @@ def draw(folder: Path, *world: str) -> None:
 
 def train(folder: Path, file: str, *overrides: str) -> None:
     """In this folder, on the CPU, by two processes."""
+    _launched(folder, "train", file, *overrides)
+
+
+def evaluate(folder: Path, file: str, checkpoint: Path, *overrides: str) -> None:
+    _launched(folder, "evaluate", file, "--checkpoint", str(checkpoint), *overrides)
+
+
+def _launched(folder: Path, *command: str) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command = [*launch, str(REPOSITORY / "launch/cpus.yaml"), "-m", "trainer", "train", file]
     on_cpu = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*command, *overrides], cwd=folder, check=True, env=on_cpu)
+    subprocess.run(
+        [*launch, str(REPOSITORY / "launch/cpus.yaml"), "-m", "trainer", *command],
+        cwd=folder, check=True, env=on_cpu,
+    )  # fmt: skip

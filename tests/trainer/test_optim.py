@@ -36,6 +36,13 @@ def test_the_cosine_is_open_clips(warmup, steps):
     assert rates(steps, schedule="cosine", warmup_steps=warmup) == pytest.approx(wanted)
 
 
+def test_after_a_milestone_the_cosine_begins_anew():
+    half = math.sqrt(0.5) / 2
+    falling = [1, 0.5 + half, 0.5, 0.5 - half]
+    wanted = [0.5, 1, *falling, *falling]
+    assert rates(10, schedule="cosine", warmup_steps=2, milestones=[6]) == pytest.approx(wanted)
+
+
 def test_no_step_is_taken_at_a_rate_of_zero():
     assert rates(1) == [1]
     assert min(rates(100, warmup_steps=10)) > 0

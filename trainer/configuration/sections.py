@@ -67,7 +67,9 @@ class OptimizerConfig(Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: any")
     schedule: Literal["constant", "cosine", "steps"] = Field("cosine", description="of the rate")
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises from 0")
-    milestones: list[int] = Field([], description="steps after which 'steps' cuts the rate")
+    milestones: list[int] = Field(
+        [], description="steps after which 'steps' cuts the rate, and 'cosine' begins anew"
+    )
     gamma: float = Field(0.5, gt=0, description="factor by which it is cut")
 
 
