@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -27,15 +27,20 @@ from trainer.system.failures import Failed, on_all_ranks
 
 
 def measure(
-    evaluations: Mapping[str, Evaluation], student: Encoder, teacher: Encoder
+    evaluations: Mapping[str, Evaluation],
+    student: Encoder,
+    teacher: Encoder,
+    check: Callable[[], object] = lambda: None,
 ) -> tuple[Measures, Failures]:
     """Every measure by its full name: `zero_shot/colour/accuracy` for a zero_shot named colour.
 
     And why, for each evaluation that gave none: one that raises, on whatever rank, ends alone.
+    check: called before each; what it raises ends all.
     """
     found: Measures = {}
     failed: Failures = {}
     for name, evaluation in evaluations.items():
+        check()
         path = path_of(name, evaluation.kind)
         try:
             own = on_all_ranks(partial(_all_of, evaluation, student, teacher))

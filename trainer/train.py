@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from itertools import islice
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 
-from trainer.api import Tower
+from trainer.api import Evaluation, Tower
 from trainer.configuration.config import Config
 from trainer.data.batches import Batch, Batches
 from trainer.data.embed_shards import known_embeddings
@@ -19,6 +20,7 @@ from trainer.data.skips import Skips
 from trainer.data.steps import check_sizes
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.evaluate import due, measure
+from trainer.measures import Measures
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
 from trainer.models.clip import Towers
@@ -27,12 +29,12 @@ from trainer.models.export import export
 from trainer.optim import Pull, learning_rate, make_optimizer
 from trainer.planning.flops import Flops
 from trainer.runs.checkpoint import Checkpoints, first_not_finite
-from trainer.runs.run import Run, of_all
+from trainer.runs.run import LOSSES, Failures, Run, of_all
 from trainer.runs.watch import Watch, traced
 from trainer.strategies.launching import PRECISIONS
 from trainer.strategies.pieces import put_together
 from trainer.strategies.preparing import compile_blocks, is_compiled, prepare, start
-from trainer.system.interruption import Interruption
+from trainer.system.interruption import Asked, Interruption
 
 SHARDS = 8  # that a message names
 
@@ -96,6 +98,8 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     if saved:
         saved.load_moments(spread, rank)
         before = saved.before
+        if saved.step < config.steps:  # what comes after a save
+            run.log(saved.step, *measure(due(config.evaluations, saved.step), learner, taught))
     else:
         with run.timed("before"):
             before, failed = measure(config.evaluations, taught, taught)
@@ -107,6 +111,21 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     left = config.steps - first
     window = saved.window(rank, device) if saved else []  # losses since they were last logged
     skips = saved.skips if saved and accelerator.is_main_process else Skips()
+    if not left:
+        interruption.lift_limit()  # or one that is shorter than what is measured would never end
+
+    def save(step: int) -> None:
+        saves.save(step, drawn.order, batch.positions, before, skips, window)
+
+    def measured(evaluations: Mapping[str, Evaluation], step: int) -> tuple[Measures, Failures]:
+        """Told to stop meanwhile, the run leaves; going on, it measures again."""
+        try:
+            return measure(evaluations, learner, taught, interruption.check)
+        except Asked:
+            if not saves.has(step):
+                save(step)
+            run.leave(step, saves)
+
     with (
         run.timed("train"),
         closing(drawn),
@@ -153,20 +172,21 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
             if step % config.log_every == 0 or step == config.steps:
                 told = mean_of(window, accelerator)
                 passed = of_all(skips)
-                told["bad_samples"] = passed.bad.total()
+                told[LOSSES] = passed.bad.total()
                 shards = {"bad_shards": passed.worst_shards(SHARDS)} if passed.bad else {}
                 told_all = told | passed.by_reason() | watch.read()
                 run.log(step, told_all, show=told, beside=shards)
                 passed.judge(config.data.max_bad_share)
                 window.clear()
-            if step < config.steps and (evaluations := due(config.evaluations, step)):
-                with watch.aside():
-                    run.log(step, *measure(evaluations, learner, taught))
-            if step < config.steps and (saves.due(step) or is_asked):
-                with watch.aside():
-                    saves.save(step, drawn.order, batch.positions, before, skips, window)
-            if is_asked and step < config.steps:
-                run.leave(step, saves)
+            if step < config.steps:
+                if saves.due(step) or is_asked:
+                    with watch.aside():
+                        save(step)
+                if is_asked:
+                    run.leave(step, saves)
+                if evaluations := due(config.evaluations, step):
+                    with watch.aside():
+                        run.log(step, *measured(evaluations, step))
     run.saved_in(saves)
     with run.timed("export"):
         trained = put_together(spread.weights(), {})
@@ -179,7 +199,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         if accelerator.is_main_process:
             export(clip, trained, run.folder / "model", getattr(torch, config.export.dtype))
     with run.timed("after"):
-        after, failed = measure(config.evaluations, learner, taught)
+        after, failed = measured(config.evaluations, config.steps)
         run.log(config.steps, after, failed)
     run.finish(before, after, skips, config.steps)
     run.end()

@@ -61,6 +61,7 @@ class Checkpoints:
         self._folder, self._options, self._accelerator = folder, options, accelerator
         self._spread, self._config, self._newest = spread, config, newest
         self._code = code_version() if accelerator.is_main_process else {}
+        self._begun = newest.name if newest else None  # the last, written or being written
         self._has_diverged = False
         # A single thread: one checkpoint at a time, and training waits for it no sooner.
         self._writer = ThreadPoolExecutor(1, "checkpoints")
@@ -71,6 +72,10 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         return self._options.every is not None and step % self._options.every == 0
+
+    def has(self, step: int) -> bool:
+        """Whether the last that was begun is of this step."""
+        return self._begun == _name(step)
 
     def save(
         self,
@@ -83,6 +88,7 @@ class Checkpoints:
     ) -> None:
         """Called by all ranks. window: losses that are not logged yet."""
         started_at = perf_counter()
+        self._begun = _name(step)
         losses = [{name: value.item() for name, value in one.items()} for one in window]
         shares = gather_object([(positions, skips, losses, random_state())])
         self.wait()
@@ -116,7 +122,7 @@ class Checkpoints:
         random: list,
         state: dict,
     ) -> None:
-        folder = self._folder / f"step-{step:08d}"
+        folder = self._folder / _name(step)
         aside = folder.with_suffix(".tmp")
         if name := first_not_finite(weights):
             # Their gradient was not, or the update was too large: the loss before it was finite.
@@ -179,6 +185,10 @@ class Checkpoints:
         (message,) = broadcast_object_list([message])
         if message:
             raise NotWritten(message)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

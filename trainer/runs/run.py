@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from trainer.system.versions import code_version
 
 CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
 FAILED = "failed"  # in a row of metrics
+LOSSES = "bad_samples"  # in each row of losses, which are told before a step is saved
 Failures = dict[str, str]  # an evaluation's name: why it gave nothing
 
 
@@ -75,6 +77,8 @@ class Run:
         saved = find(self.folder / CHECKPOINTS) if may_go_on else None
         if saved:
             cut_metrics(self.folder / METRICS, saved.step)
+            for aside in (self.folder / CHECKPOINTS).glob("step-*.tmp"):  # a save that was cut off
+                shutil.rmtree(aside, ignore_errors=True)
         else:
             changes = self._changes() if (self.folder / CONFIG).exists() else []
             if kept := set_aside(self.folder):
@@ -219,10 +223,13 @@ class Run:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Rows of later steps go, which are taken again; so does a row that was cut off."""
+    """Rows of what came after a save go, which are taken again; so does a row that was cut off."""
     rows = []
     for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
+        if not line.endswith("\n"):
+            break
+        row = json.loads(line)
+        if row["step"] < step or row["step"] == step and LOSSES in row:
             rows.append(line)
     replace_text(path, "".join(rows))
 

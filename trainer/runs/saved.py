@@ -141,6 +141,6 @@ def _damage(folder: Path) -> str | None:
         for name, wanted in files.items():
             if sha256_of(folder / Path(name).name) != wanted:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{type(error).__name__}"
     return None

@@ -23,6 +23,9 @@ class Trackers:
         os.environ.setdefault("WANDB_MODE", "offline")
         # Online, what is not committed would go along: a roster may be in the user's repository.
         os.environ.setdefault("WANDB_DISABLE_GIT", "true")
+        # A server that went away must not hold the machines: what it did not get is on the disk.
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # seconds
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         # Whole: wandb's service stays in the folder that its first run was started in.
         folder = str(config.output.absolute())
         options = {"wandb": {"name": config.output.name, "dir": folder}}

@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
@@ -44,12 +45,15 @@ def end_with_launcher() -> None:
         sys.exit("what launched this process is gone; start it again")
 
 
+class Asked(Exception):
+    """To stop, between two evaluations."""
+
+
 class Interruption:
     """Notes the signals while it is entered, and the time; a second signal changes nothing.
 
-    What comes before the first step, while the model is loaded and measured, waits for its end;
-    what comes after the last, for that of the run. minutes: after which the run stops by itself,
-    from here on; None: when it is done.
+    What comes before the first step, while the model is loaded and measured, waits for its end.
+    minutes: after which the run stops by itself, from here on; None: when it is done.
     """
 
     def __init__(self, accelerator: Accelerator, minutes: float | None = None):
@@ -74,11 +78,23 @@ class Interruption:
         losses: (n,), and has_failed, this process's. A collective where there are several, and the
         step's one GPU-CPU sync point: between forward and backward, where the least is lost by it.
         """
-        is_late = self._ends_at is not None and monotonic() > self._ends_at
-        told = [float(self._is_told or is_late), float(has_failed)]
+        told = [float(self._is_asked), float(has_failed)]
         lost = (~losses.isfinite()).any().float()
         found = torch.cat([torch.tensor(told, device=losses.device), lost[None]])
         if self._accelerator.num_processes > 1:
             dist.all_reduce(found, dist.ReduceOp.MAX)
         is_asked, is_unsaved, is_lost = map(bool, found.tolist())
         return is_asked, is_lost, is_unsaved
+
+    def check(self) -> None:
+        """Raises Asked on all processes where any is to stop. A collective."""
+        if any(gather_object([self._is_asked])):
+            raise Asked
+
+    def lift_limit(self) -> None:
+        """Of time; signals are noted still."""
+        self._ends_at = None
+
+    @property
+    def _is_asked(self) -> bool:
+        return self._is_told or self._ends_at is not None and monotonic() > self._ends_at

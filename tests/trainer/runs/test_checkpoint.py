@@ -143,12 +143,22 @@ def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(world):
 def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(world):
     killed(world, "one-kept", 8, "checkpoint.keep=1")
     checkpoints = world / "runs/one-kept/checkpoints"
+    (checkpoints / "step-00000007.tmp").mkdir(exist_ok=True)  # of a save that was cut off
     shutil.copytree(find(checkpoints).folder, checkpoints / "step-00000099")
     (checkpoints / "step-00000099" / STATE).write_text("{}")
     text = finished(world, "one-kept", "checkpoint.keep=1")
     assert "step-00000099 is not whole (state.json is damaged)" in text
     assert [one.name for one in checkpoints.iterdir()] == ["step-00000020"]
     same_result(world, "one-kept")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"files": null}', "{", "\x00"])
+def test_a_manifest_of_other_things_is_passed_over(world, tmp_path, content):
+    newest = sorted((world / "runs/whole/checkpoints").iterdir())[-1]
+    shutil.copytree(newest, tmp_path / newest.name)
+    (tmp_path / newest.name / MANIFEST).write_text(content)
+    with pytest.warns(UserWarning, match="is not whole"):
+        assert find(tmp_path) is None
 
 
 @pytest.mark.parametrize("lost", [MODEL, CONFIG, MANIFEST, STATE])
@@ -187,6 +197,67 @@ def test_told_to_stop_a_run_saves_at_the_end_of_its_step_and_goes_on(world, numb
     assert f"goes on after step {step}" in finished(world, name)
     assert not (world / "runs" / name / "interrupted").exists()
     same_result(world, name)
+
+
+TELLING = """
+import os, signal
+from pathlib import Path
+from trainer import Evaluation, hookimpl
+
+class Telling(Evaluation):
+    kind = "telling"
+
+    def run(self, student, teacher):
+        if os.environ.get("RANK", "0") == "0":
+            left = int(Path("measures-left").read_text())
+            Path("measures-left").write_text(str(left - 1))
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+        yield "value", 1.0
+
+@hookimpl
+def trainer_evaluations():
+    return [Telling]
+"""
+MEASURED = [  # before, after steps 6, 12, 18, and after the last
+    "plugins=[telling.py]",
+    "evaluations={telling: {kind: telling, every: 6}, colour: {kind: zero_shot, every: 6, "
+    "shards: runs/world/labels/colour/0.tar}}",
+]
+
+
+@pytest.fixture(scope="module")
+def measured(world) -> Path:
+    (world / "configs/telling.py").write_text(TELLING)
+    (world / "measures-left").write_text("99")
+    finished(world, "measured", *MEASURED)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "ranks"),
+    [(1, 6, 1), (2, 12, 1), (4, 24, 1), pytest.param(1, 6, 2, marks=pytest.mark.slow)],
+)
+def test_told_to_stop_while_it_measures_a_run_leaves_before_the_next_measure(
+    measured, number, step, ranks
+):
+    """Going on, it measures again. A checkpoint is due after step 12, not after 6; the last
+    measures come when the model is exported.
+    """
+    name = f"told-in-measure-{number}-{ranks}"
+    (measured / "measures-left").write_text(str(number))
+    python = warm_python()
+    process = launched(measured, name, *MEASURED, ranks=ranks, python=python)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert f"told to stop after step {step}; the same command goes on from there" in text
+    run = measured / "runs" / name
+    assert int((run / "interrupted").read_text()) == step == find(run / "checkpoints").step
+    (measured / "measures-left").write_text("99")
+    assert f"goes on after step {step}" in finished(measured, name, *MEASURED, ranks=ranks)
+    if ranks == 1:
+        same_result(measured, name, "measured")
+        assert sum("telling" in line for line in (run / "metrics.jsonl").open()) == 5
 
 
 @pytest.mark.slow

@@ -82,6 +82,18 @@ def test_a_tracker_that_raises_is_told_of_once_and_the_others_go_on(config, rais
     assert line.endswith("metrics.jsonl has all that it would have")
 
 
+def test_wandb_waits_for_a_server_that_went_away_for_minutes_alone(config, monkeypatch):
+    for name in ("WANDB_FINISH_TIMEOUT", "WANDB_FINISH_TIMEOUT_RAISES"):
+        monkeypatch.delenv(name, raising=False)
+    import wandb
+
+    assert wandb.Settings().finish_timeout == 0  # without end
+    Trackers(config(), Accelerator(cpu=True, log_with=[Kept()]), print).finish()
+    given = wandb.Settings()
+    given.update_from_env_vars(os.environ)
+    assert given.finish_timeout == 120 and given.finish_timeout_raises
+
+
 def test_without_network_or_not_installed_trackers_leave_the_run_as_it_is(
     small_world,
 ):
