@@ -81,6 +81,10 @@ def losses(folder: Path, name: str) -> list[dict[str, float]]:
     return [row for row in found if row]
 
 
+def total(steps: list[dict[str, float]]) -> float:
+    return sum(sum(one.values()) for one in steps)
+
+
 def assert_same(
     folder: Path,
     name: str,
@@ -280,6 +284,14 @@ def test_four_parts_of_a_step_give_the_step(world):
     assert_same(world, "accumulated")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero3"])
+def test_four_parts_of_a_step_give_the_step_under_each_strategy(world, larger, name):
+    file, options = STRATEGIES[name]
+    trained(world, f"{name}-accumulated", file, [*options, *FOUR_PARTS], *LARGER)
+    assert_same(world, f"{name}-accumulated", larger, rounding=1e-7)
+
+
 TELLING_RECOMPILES = """
 import torch
 from trainer.cli import main
@@ -395,10 +407,12 @@ def test_a_run_goes_on_under_its_strategy_on_another_number_of_processes(world, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_in_bf16_losses_and_weights_are_near(world, larger, name):
-    """To within 1e-2, absolute."""
+    """Each to within 1e-2, absolute; all together to within a hundredth of themselves."""
     trained(world, f"{name}-bf16", f"{name}.yaml", TWO[:2], *LARGER)
-    for own, wanted in zip(losses(world, f"{name}-bf16"), losses(world, larger), strict=True):
+    found, exact = losses(world, f"{name}-bf16"), losses(world, larger)
+    for own, wanted in zip(found, exact, strict=True):
         assert own == pytest.approx(wanted, abs=1e-2)
+    assert total(found) == pytest.approx(total(exact), rel=1e-2)
     assert_weights(world, f"{name}-bf16", larger, atol=1e-2)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -24,19 +26,19 @@ TYPES = {
 SHARED = ["ddp", "compiled", "fsdp2", *STAGES]  # by GPUs, on one machine or many
 
 
-def resolved(name: str, *more: str):
+def resolved(name: str | Path, *more: str):
     """What `accelerate launch` makes of the file and of what is said beside it."""
-    file = str(REPOSITORY / "launch" / f"{name}.yaml")
-    command = ["--config_file", file, *more, "-m", "trainer", "train", "any.yaml"]
+    file = name if isinstance(name, Path) else REPOSITORY / f"launch/{name}.yaml"
+    command = ["--config_file", str(file), *more, "-m", "trainer", "train", "any.yaml"]
     arguments = _validate_launch_command(launch_command_parser().parse_args(command))[0]
     arguments.deepspeed_fields_from_accelerate_config = ""  # as its launcher does
     return arguments
 
 
-def environment(name: str) -> dict[str, str]:
+def environment(name: str | Path) -> dict[str, str]:
     """What a process is started with."""
     arguments = resolved(name, "--main_process_port", "0")
-    if name in STAGES:
+    if arguments.use_deepspeed:
         return prepare_deepspeed_cmd_env(arguments)[1]
     return prepare_multi_gpu_env(arguments)
 
@@ -59,6 +61,8 @@ def test_every_file_says_how_it_is_started_and_what_to_change(path):
     if path.stem in SHARED:
         assert f"accelerate launch --config_file launch/{path.name} -m trainer train" in header
         assert "num_machines" in header and "machine_rank" in header
+        parts = "gradient_accumulation_steps"
+        assert (parts if path.stem in STAGES else f"ACCELERATE_{parts.upper()}") in header
     if path.stem != "cpu":
         assert "num_processes" in header
 

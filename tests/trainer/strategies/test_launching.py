@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.launch.test_launch_files import SHARED, environment
+from tests.launch.test_launch_files import SHARED, STAGES, environment
 from trainer.strategies.launching import Launch
 
 FOLDER = REPOSITORY / "launch"
@@ -25,6 +25,16 @@ def test_the_file_says_what_accelerate_tells_its_processes(name):
 def test_parts_of_a_step_that_the_environment_says_count_beside_a_file(name):
     told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
     assert Launch.of_file(FOLDER / f"{name}.yaml", told).parts == 4
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parts_of_a_step_that_deepspeeds_file_says_count(name, tmp_path):
+    text = (FOLDER / f"{name}.yaml").read_text()
+    file = tmp_path / f"{name}.yaml"
+    key = "deepspeed_config:\n"
+    file.write_text(text.replace(key, f"{key}  gradient_accumulation_steps: 4\n"))
+    assert Launch.of_file(file).parts == 4
+    assert environment(file)["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "4"
 
 
 def test_without_a_launcher_there_is_one_process():
