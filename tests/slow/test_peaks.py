@@ -23,19 +23,20 @@ def world(tmp_path_factory) -> Path:
 
 SOON = [  # a minute each
     ("text", Launch(parts=2), []),
-    ("text", TWO["fsdp2"], []),
+    ("text", Launch("fsdp2", 2, "bf16"), []),
     ("text", Launch("ddp", 2, "bf16"), []),
     ("text", Launch("zero2", 2, "bf16"), []),
 ]
 LONG = [
     ("both", ONE, []),
     ("text", ONE, [RECOMPUTED]),
-    *(("text", TWO[name], []) for name in ("ddp", "zero1", "zero2", "zero3")),
+    *(("text", TWO[name], []) for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")),
     ("both", TWO["zero2"], []),
     ("text", TWO["zero3"], [RECOMPUTED]),
     ("text", TWO["ddp"], ["memory.teacher=sharded"]),
     ("text", TWO["zero3"], ["memory.teacher=offloaded"]),
     ("text", Launch("zero1", 2, parts=2), []),
+    ("text", Launch("fsdp2", 2, "bf16", parts=2), []),
 ]
 
 
@@ -56,12 +57,11 @@ def test_a_process_takes_and_sends_what_is_planned(world, monkeypatch, name, lau
         options += ["--gradient_accumulation_steps", str(launch.parts)]
     file = "cpu.yaml" if launch.strategy == "one" else f"{launch.strategy}.yaml"
     ranks = measured(world, name, file, options, *overrides)
-    peaks, sent = planned(world, name, launch, *overrides)
+    peaks, values = planned(world, name, launch, *overrides)
     for peak, rank in zip(peaks, ranks, strict=True):
         ratio = peak / rank["peak"]
         print(f"\n{name} {launch} planned {peak / 1e6:.0f} MB, {ratio:.3f} of what was measured")
         assert ratio == pytest.approx(1, rel=0.1)
-    values = sent / (4 if launch.strategy in ("ddp", "fsdp2") else launch.dtype.itemsize)
     for rank in ranks:
         print(
             f"sends {values / 1e6:.1f} M values planned, {rank['sent_values'] / 1e6:.1f} M measured"

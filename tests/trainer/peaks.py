@@ -22,7 +22,7 @@ from trainer.configuration.config import load_config
 from trainer.data.batches import Batches
 from trainer.models import clip as clips
 from trainer.planning.communication import sent_in_step
-from trainer.planning.plan import Sizes, kind_of, plan_of
+from trainer.planning.plan import FULL, Sizes, kind_of, plan_of
 from trainer.planning.rehearsal import rehearse
 from trainer.strategies.launching import Launch
 
@@ -88,9 +88,9 @@ def measured(
     return [json.loads(path.read_text()) for path in sorted(folder.glob("measured-*.json"))]
 
 
-def planned(folder: Path, name: str, launch: Launch, *overrides: str) -> tuple[list[int], int]:
-    """Of each rank the largest peak of the steps' own batches; and what each sends in a step.
-    Called in the folder."""
+def planned(folder: Path, name: str, launch: Launch, *overrides: str) -> tuple[list[int], float]:
+    """Of each rank the largest peak of the steps' own batches; and how many values each sends in a
+    step. Called in the folder."""
     config = load_config(folder / f"{name}.yaml", overrides)
     clip = clips.load(config.model, weightless=True)
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
@@ -106,7 +106,9 @@ def planned(folder: Path, name: str, launch: Launch, *overrides: str) -> tuple[l
         each = [plan_of(config, launch, "cpu", sizes, one, batch).peak for one, batch in rows]
         peaks.append(max(each))
     sent = sent_in_step(launch, sizes, config.memory.teacher != "whole")
-    return peaks, sum(sent.values())
+    in_full = {"gradients"} if launch.strategy in ("ddp", "fsdp2") else set()
+    sizes_of = {name: FULL if name in in_full else launch.dtype.itemsize for name in sent}
+    return peaks, sum(size / sizes_of[name] for name, size in sent.items())
 
 
 def main() -> None:

@@ -168,7 +168,9 @@ def _teacher(
 
 def _of_earlier_parts(launch: Launch, trained: int, gradients: Gradients) -> float:
     """What a step's earlier parts left, to which the next adds."""
-    if launch.strategy in ("zero1", "fsdp2"):  # shared out with the last part alone
+    if launch.strategy == "fsdp2":  # shared out with the last part alone, added in float32
+        return FULL * trained
+    if launch.strategy == "zero1":
         return gradients.whole * trained
     return gradients.kept * trained
 
