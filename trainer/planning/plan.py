@@ -143,11 +143,13 @@ def plan_of(
         "bucket for gradients": gradients.bucket,
         "activations": rehearsal.activations(recomputes),
     }
-    other = rehearsal.activations(not recomputes)
+    in_training = sum(sizes_held.values()) + max(in_backward, in_step)
+    # A GPU is given the student whole and in float32 before that is shared out.
+    at_start = FULL * student + sizes_held["teacher"] if device != "cpu" else 0
     return Plan(
         {name: size for name, size in parts.items() if size},
-        sum(sizes_held.values()) + max(in_backward, in_step),
-        other,
+        max(in_training, at_start),
+        rehearsal.activations(not recomputes),
     )
 
 
