@@ -34,7 +34,8 @@ from trainer.doctor.installation import installation, versions
 from trainer.doctor.machine import gpus, open_files, room, shared_memory
 from trainer.doctor.peers import Peers, Process
 from trainer.doctor.reachability import all_reduce, is_hung, shared_file, unanswered
-from trainer.models.zoo import architecture_of, weights_of, without_false_alarms
+from trainer.models import clip as clips
+from trainer.models.clip import Clip, Towers
 from trainer.strategies.launching import Launch
 from trainer.system.lock import beside, hold
 
@@ -125,19 +126,29 @@ def of_host(config: Config | None, process: Process) -> Iterator[Finding]:
 
 
 def run_bytes(config: Config) -> int | None:
-    """What a run writes, roughly: each checkpoint holds the trained weights and two moments of
-    each, one more is written than is kept, and the model is exported. None: not known."""
-    if parse_model_name(config.model.name)[0] == "hf-hub":
-        return None  # to know it, it would have to be fetched
+    """What a run writes: each checkpoint holds the trained weights and two moments of each, one
+    more is written than is kept, and the model is exported. None: not known."""
     try:
-        with without_false_alarms():
-            file = weights_of(config.model, config.model.name)[1]
+        shapes = shapes_of(config)
     except (ValueError, OSError):  # told by `of_run`
         return 0
-    if file is None:
+    if shapes is None:
         return None
+    clip, student = shapes
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    exported = sum(p.numel() for p in clip.model.parameters())
     checkpoints = 1 if config.checkpoint.every is None else config.checkpoint.keep + 1
-    return file.stat().st_size * (3 * checkpoints + 1)
+    size = getattr(torch, config.export.dtype).itemsize
+    return 3 * torch.float32.itemsize * trained * checkpoints + size * exported
+
+
+def shapes_of(config: Config) -> tuple[Clip, Towers] | None:
+    """The model and its student without weights. None: they would have to be fetched. Raises
+    ValueError or OSError where a run would."""
+    if parse_model_name(config.model.name)[0] == "hf-hub":
+        return None
+    clip = clips.load(config.model, weightless=True)
+    return clip, clips.student_of(clip, config.trained, config.model, config.trains_temperature)
 
 
 def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
@@ -149,12 +160,10 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
         check_sizes(config.objectives, config.data.lanes, process.ranks, parts)
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
-    if parse_model_name(config.model.name)[0] != "hf-hub":
-        try:
-            architecture_of(config.model.name)
-            weights_of(config.model, config.model.name)
-        except (ValueError, OSError) as error:
-            yield fail(str(error), "set model.name and model.pretrained")
+    try:
+        shapes_of(config)
+    except (ValueError, OSError) as error:
+        yield fail(str(error), "set model.name, model.pretrained and model.freeze")
     if process.rank == 0:
         yield from in_use(config.output)
     yield from shards(config)

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY, TINY
 from tests.warm_python import warm_python
-from trainer.doctor.examination import examine
+from trainer.configuration.config import load_config
+from trainer.doctor.examination import examine, run_bytes
 
 
 def free_port() -> str:
@@ -56,8 +58,10 @@ def test_a_configuration_that_can_run_is_told_with_its_shards(clean_shards, tmp_
     assert examine(write_config(tmp_path, clean_shards), [], 1.0) == 0
     told = capsys.readouterr().out
     assert "3 shards from" in told and "the configuration is valid" in told
-    weights = (REPOSITORY / "plugins/fictitious/clip/open_clip_model.safetensors").stat().st_size
-    assert f"a run takes about {10 * weights / 1e6:.1f} MB" in told  # 3 x 3 for checkpoints, 1
+    file = REPOSITORY / "plugins/fictitious/clip/open_clip_model.safetensors"
+    values = sum(tensor.numel() for tensor in load_file(file).values())
+    # Of 4 bytes: 3 in each of 3 checkpoints, 1 in the model.
+    assert f"a run takes about {40 * values / 1e6:.1f} MB" in told
     assert set(tmp_path.iterdir()) - before == {tmp_path / "run.yaml"}
 
 
@@ -86,6 +90,24 @@ def test_what_a_run_would_stumble_over_is_told_with_its_mend(clean_shards, tmp_p
     assert "warn  the first sample of cut.tar is of no use: shard cut off or damaged" in told
     assert "fail  shard not-there-0.tar is not there (4 of 4 are missing)" in told
     assert "fail  model.name ViT-B-33 is no architecture of open_clip's" in told
+
+
+def test_what_a_run_will_write_is_known_of_a_tag_as_well(clean_shards, tmp_path):
+    """Of L/14's text tower, 124 million values: three checkpoints of 12 bytes each, then all 428
+    million in float32."""
+    model = {"name": "ViT-L-14", "pretrained": "laion2b_s32b_b82k"}
+    keep = {"kind": "preserve", "batch_size": 8, "towers": ["text"]}
+    path = write_config(tmp_path, clean_shards, objectives={"keep": keep}, model=model)
+    assert run_bytes(load_config(path)) == pytest.approx(3 * 12 * 123.7e6 + 4 * 427.6e6, rel=0.01)
+    once = load_config(path, ["checkpoint.every=null", "export.dtype=float16"])
+    assert run_bytes(once) == pytest.approx(12 * 123.7e6 + 2 * 427.6e6, rel=0.01)
+
+
+def test_a_frozen_name_that_is_not_there_is_told(clean_shards, tmp_path, capsys):
+    model = {"name": "ViT-B-32", "random_weights": True, "freeze": ["text.tokens"]}
+    path = write_config(tmp_path, clean_shards, model=model)
+    assert examine(path, [], 1.0) == 1
+    assert "fail  " in (told := capsys.readouterr().out) and "text.tokens" in told
 
 
 HOLDING = """
