@@ -200,7 +200,7 @@ def test_told_to_stop_a_run_saves_at_the_end_of_its_step_and_goes_on(world, numb
 
 
 TELLING = """
-import os, signal
+import os
 from pathlib import Path
 from trainer import Evaluation, hookimpl
 
@@ -209,10 +209,10 @@ class Telling(Evaluation):
 
     def run(self, student, teacher):
         if os.environ.get("RANK", "0") == "0":
-            left = int(Path("measures-left").read_text())
-            Path("measures-left").write_text(str(left - 1))
+            left, number = map(int, Path("measures-left").read_text().split())
+            Path("measures-left").write_text(f"{left - 1} {number}")
             if left == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
         yield "value", 1.0
 
 @hookimpl
@@ -229,7 +229,7 @@ MEASURED = [  # before, after steps 6, 12, 18, and after the last
 @pytest.fixture(scope="module")
 def measured(world) -> Path:
     (world / "configs/telling.py").write_text(TELLING)
-    (world / "measures-left").write_text("99")
+    (world / "measures-left").write_text("99 0")
     finished(world, "measured", *MEASURED)
     return world
 
@@ -245,7 +245,7 @@ def test_told_to_stop_while_it_measures_a_run_leaves_before_the_next_measure(
     measures come when the model is exported.
     """
     name = f"told-in-measure-{number}-{ranks}"
-    (measured / "measures-left").write_text(str(number))
+    (measured / "measures-left").write_text(f"{number} {signal.SIGTERM:d}")
     python = warm_python()
     process = launched(measured, name, *MEASURED, ranks=ranks, python=python)
     text = process.communicate(timeout=120)[0]
@@ -253,11 +253,27 @@ def test_told_to_stop_while_it_measures_a_run_leaves_before_the_next_measure(
     assert f"told to stop after step {step}; the same command goes on from there" in text
     run = measured / "runs" / name
     assert int((run / "interrupted").read_text()) == step == find(run / "checkpoints").step
-    (measured / "measures-left").write_text("99")
+    (measured / "measures-left").write_text("99 0")
     assert f"goes on after step {step}" in finished(measured, name, *MEASURED, ranks=ranks)
     if ranks == 1:
         same_result(measured, name, "measured")
         assert sum("telling" in line for line in (run / "metrics.jsonl").open()) == 5
+
+
+@pytest.mark.parametrize(("number", "step"), [(2, 12), (4, 20)])
+def test_killed_while_it_measures_a_run_ends_as_if_nothing_had_been(measured, number, step):
+    """Also after the last step, beside an exported model."""
+    name = f"killed-in-measure-{number}"
+    (measured / "measures-left").write_text(f"{number} {signal.SIGKILL:d}")
+    process = launched(measured, name, *MEASURED, python=warm_python())
+    process.communicate(timeout=120)
+    run = measured / "runs" / name
+    assert process.returncode != 0 and not (run / "report.html").exists()
+    assert (run / "model").exists() == (number == 4)
+    (measured / "measures-left").write_text("99 0")
+    text = finished(measured, name, *MEASURED)
+    assert f"goes on after step {step}" in text or f"goes on after step {step - 4}" in text
+    same_result(measured, name, "measured")
 
 
 @pytest.mark.slow
