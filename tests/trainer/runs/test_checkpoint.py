@@ -220,7 +220,7 @@ def trainer_evaluations():
     return [Telling]
 """
 MEASURED = [  # before, after steps 6, 12, 18, and after the last
-    "plugins=[telling.py]",
+    "plugins=[telling_measure.py]",
     "evaluations={telling: {kind: telling, every: 6}, colour: {kind: zero_shot, every: 6, "
     "shards: runs/world/labels/colour/0.tar}}",
 ]
@@ -228,7 +228,7 @@ MEASURED = [  # before, after steps 6, 12, 18, and after the last
 
 @pytest.fixture(scope="module")
 def measured(world) -> Path:
-    (world / "configs/telling.py").write_text(TELLING)
+    (world / "configs/telling_measure.py").write_text(TELLING)
     (world / "measures-left").write_text("99 0")
     finished(world, "measured", *MEASURED)
     return world
