@@ -35,7 +35,6 @@ from trainer.doctor.machine import gpus, open_files, room, shared_memory
 from trainer.doctor.peers import Peers, Process
 from trainer.doctor.reachability import all_reduce, is_hung, shared_file, unanswered
 from trainer.models import clip as clips
-from trainer.models.clip import Clip, Towers
 from trainer.strategies.launching import Launch
 from trainer.system.lock import beside, hold
 
@@ -60,7 +59,7 @@ def examine(path: Path | None, overrides: Sequence[str], patience: float) -> int
             # Not the text itself: it names where the rosters are.
             facts["configuration"] = sha256(config.to_yaml().encode()).hexdigest()[:8]
     if process.local_rank == 0:  # the others of this host would find the same
-        findings = [*of_host(config, process), *findings, *of_run(config, process)]
+        findings = [*of_host(process), *findings, *of_run(config, process)]
     if process.ranks == 1:
         return _told([Report(process.host, tuple(findings))])
     try:
@@ -114,27 +113,21 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def of_host(config: Config | None, process: Process) -> Iterator[Finding]:
+def of_host(process: Process) -> Iterator[Finding]:
     yield from installation()
     yield from gpus(process.local_ranks)
     yield from shared_memory(process.local_ranks)
     yield from open_files()
-    if config is None:
-        yield from room(Path("runs"), None)
-    else:
-        yield from room(config.output, run_bytes(config))
 
 
 def run_bytes(config: Config) -> int | None:
     """What a run writes: each checkpoint holds the trained weights and two moments of each, one
-    more is written than is kept, and the model is exported. None: not known."""
-    try:
-        shapes = shapes_of(config)
-    except (ValueError, OSError):  # told by `of_run`
-        return 0
-    if shapes is None:
+    more is written than is kept, and the model is exported. None: the model would have to be
+    fetched. Raises ValueError or OSError where a run would."""
+    if parse_model_name(config.model.name)[0] == "hf-hub":
         return None
-    clip, student = shapes
+    clip = clips.load(config.model, weightless=True)
+    student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     exported = sum(p.numel() for p in clip.model.parameters())
     checkpoints = 1 if config.checkpoint.every is None else config.checkpoint.keep + 1
@@ -142,17 +135,9 @@ def run_bytes(config: Config) -> int | None:
     return 3 * torch.float32.itemsize * trained * checkpoints + size * exported
 
 
-def shapes_of(config: Config) -> tuple[Clip, Towers] | None:
-    """The model and its student without weights. None: they would have to be fetched. Raises
-    ValueError or OSError where a run would."""
-    if parse_model_name(config.model.name)[0] == "hf-hub":
-        return None
-    clip = clips.load(config.model, weightless=True)
-    return clip, clips.student_of(clip, config.trained, config.model, config.trains_temperature)
-
-
 def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
     if config is None:
+        yield from room(Path("runs"), None)
         return
     yield ok(f"the configuration is valid; output goes to {config.output}")
     try:
@@ -160,10 +145,12 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
         check_sizes(config.objectives, config.data.lanes, process.ranks, parts)
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
+    wanted: int | None = 0
     try:
-        shapes_of(config)
+        wanted = run_bytes(config)
     except (ValueError, OSError) as error:
         yield fail(str(error), "set model.name, model.pretrained and model.freeze")
+    yield from room(config.output, wanted)
     if process.rank == 0:
         yield from in_use(config.output)
     yield from shards(config)
