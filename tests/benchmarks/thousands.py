@@ -24,7 +24,7 @@ from trainer.configuration.sections import steps_for
 
 COUNTS = (1024, 512, 64, 8, 1)
 KEPT = ("captions", "pictures")
-TAUGHT = {
+OBJECTIVES = {
     "text": ("captions", "names"),
     "image": ("pictures", "faces"),
     "both": (*KEPT, "names", "faces"),
@@ -41,7 +41,7 @@ def measure() -> dict[str, float]:
         raise SystemExit("there is no runs/thousands; make thousands-clip draws and learns it")
     found: dict[str, float] = {}
     print(f"{'':<20}" + "".join(f"{measure:>14}" for measure in SHOWN))
-    for towers in TAUGHT:
+    for towers in OBJECTIVES:
         for recipe in RECIPES:
             for count in COUNTS:
                 row = figures(results(recipe, towers, count))
@@ -89,12 +89,12 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
         their = yaml.safe_load(paper)
         raw["model"] |= {"freeze": [], "freeze_norms": their["model"]["freeze_norms"]}
         keep = their["objectives"]["keep"]
-        each = {name: keep | {"towers": ours[name]["towers"]} for name in KEPT}
-        raw |= {"objectives": their["objectives"] | each, "optimizer": their["optimizer"]}
+        kept = {name: keep | {"towers": ours[name]["towers"]} for name in KEPT}
+        raw |= {"objectives": their["objectives"] | kept, "optimizer": their["optimizer"]}
         steps = steps_for(count)
         raw["optimizer"]["milestones"] = [steps // 2, 3 * steps // 4]
     objectives = raw["objectives"]
-    raw["objectives"] = {name: objectives[name] for name in TAUGHT[towers]}
+    raw["objectives"] = {name: objectives[name] for name in OBJECTIVES[towers]}
     for name, one in raw["objectives"].items():
         one["batch_size"] = ours[name]["batch_size"]
         if "roster" in one:
