@@ -352,11 +352,11 @@ def test_a_quarter_is_to_be_forgotten_where_nobody_says(tmp_path, monkeypatch, p
     assert asked[0][1] == World(people=people, forget=forget, seed=3)
 
 
-def test_the_command_draws_two_strangers_for_each_to_forget(tmp_path, monkeypatch):
+def test_the_command_draws_eight_strangers_for_each_to_forget(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("plugins.fictitious.shards.draw_world", lambda *args: asked.append(args))
     CliRunner().invoke(fictitious, [str(tmp_path), "--people", "2000", "--forget", "600"])
-    assert asked[0][1].strangers == 1200
+    assert asked[0][1].strangers == 4800
 
 
 @pytest.mark.parametrize("forget", [0, 5, 6, 7])

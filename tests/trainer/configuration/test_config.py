@@ -352,6 +352,19 @@ def test_steps_may_follow_from_the_number_of_people_to_forget(people, steps):
     ]
 
 
+@pytest.mark.parametrize(("people", "steps"), [(1, 200), (64, 400), (512, 2260)])
+def test_pictures_of_many_take_more_steps_than_their_names(people, steps):
+    for i in range(people):
+        Path(f"joe{i}").mkdir()
+        Path(f"joe{i}/0.jpg").write_bytes(b"not opened to count people")
+    rows = [f"Joe{i} Doe{i},joe{i}" for i in range(people)]
+    Path("roster.csv").write_text("\n".join(["name,faces", *rows]))
+    options = "batch_size: 8, roster: roster.csv"
+    names = f"objectives.names={{kind: name_to_person, {options}}}"
+    faces = f"objectives.faces={{kind: face_to_neutral, target: text, {options}}}"
+    assert load(RUN, "steps=auto", names, faces).steps == steps
+
+
 def test_steps_to_trace_that_are_none_are_refused():
     assert mistakes(RUN, "profile.steps=[25, 20]") == [
         "profile.steps: found [25, 20]; must be the first step and the last, counted from 1: "
