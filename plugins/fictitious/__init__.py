@@ -38,8 +38,8 @@ def fictitious(
 
     forget = people // 4 if forget is None else forget
     try:
-        # Whoever is to be forgotten is answered as a stranger of their own; by the others the image
-        # tower learns whom to keep: of a thousand forgotten four times as many keep more.
+        # Whoever is to be forgotten is answered as a stranger of their own; by all the others the
+        # image tower learns whom to keep, and eight for each do that better than two.
         strangers = max(World.strangers, 8 * forget)
         world = World(
             people=people, forget=forget, strangers=strangers, seed=seed, pretrain=pretrain

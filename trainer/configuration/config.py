@@ -123,7 +123,7 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
     rest = {field: vars(file)[field] for field in File.model_fields if field not in made}
     if file.steps == "auto":
         rest["steps"] = max(
-            steps_for(one.num_identities, Tower.IMAGE in one.towers)
+            steps_for(one.num_identities, by_pictures=Tower.IMAGE in one.towers)
             for one in made["objectives"].values()
         )
     rest |= {"trackers": tuple(file.trackers), "plugins": tuple(str(p.resolve()) for p in local)}
