@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from math import cos, pi
+from math import cos, pi, sqrt
 from typing import Any
 
 import torch
@@ -13,19 +13,86 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.configuration.sections import OptimizerConfig
+from trainer.strategies.preparing import blocks_of
+from trainer.strategies.spread import placed_like, whole
 
 TINY = 1e-12  # a distance: below it there is no direction
+MOMENTUM = 0.95  # Muon's own
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3 and x^5, Muon's own
+ROUNDS = 5  # of it
 
 
-def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over what trains; no weight decay on vectors (norms, biases, the temperature)."""
-    trained = [p for p in student.parameters() if p.requires_grad]
+def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over what trains, or Muon over the matrices of blocks and AdamW over all else.
+
+    No weight decay on vectors (norms, biases, the temperature).
+    """
+    matrices = matrices_of(student) if config.kind == "muon" else []
+    apart = set(matrices)
+    trained = [p for p in student.parameters() if p.requires_grad and p not in apart]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return Muon(matrices, adamw, config) if matrices else adamw
+
+
+def matrices_of(student: nn.Module) -> list[nn.Parameter]:
+    """Of its blocks, those that train: what Muon is for; not tables, nor what leads in and out."""
+    found = {p: None for block in blocks_of(student) for p in block.parameters()}
+    return [p for p in found if p.requires_grad and p.dim() == 2]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (https://kellerjordan.github.io/posts/muon) for matrices, AdamW beside it, as one.
+
+    A matrix moves by its momentum made orthogonal: as far in every direction, not mostly in the
+    few that most gradients share. The step is as long as AdamW's (arXiv 2502.16982), so that one
+    rate serves both. Of FSDP2's matrices each rank computes the whole, and moves its part.
+    """
+
+    def __init__(
+        self, matrices: list[nn.Parameter], adamw: torch.optim.AdamW, config: OptimizerConfig
+    ):
+        own = {"params": matrices, "weight_decay": config.weight_decay, "is_muon": True}
+        others = [group | {"is_muon": False} for group in adamw.param_groups]
+        self._adamw = adamw
+        super().__init__([own, *others], {"lr": config.lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"] if group["is_muon"] else ():
+                if (gradient := parameter.grad) is not None:
+                    self._move(parameter, gradient, group["lr"], group["weight_decay"])
+        # Groups and states are others than they were, when they were loaded.
+        self._adamw.param_groups = [group for group in self.param_groups if not group["is_muon"]]
+        self._adamw.state = self.state
+        self._adamw.step()
+
+    def _move(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        state = self.state[matrix]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(matrix)
+        state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
+        ahead = whole(gradient.lerp(state["exp_avg"], MOMENTUM))  # Nesterov's
+        length = 0.2 * sqrt(max(matrix.shape))
+        matrix.mul_(1 - lr * weight_decay)
+        matrix.sub_(placed_like(matrix, orthogonal(ahead).to(matrix.dtype)), alpha=lr * length)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Nearly U V' of U S V': singular values between about .7 and 1.2. (m, n); in bfloat16."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix).bfloat16()
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ROUNDS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

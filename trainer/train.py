@@ -31,7 +31,7 @@ from trainer.planning.flops import Flops
 from trainer.runs.checkpoint import Checkpoints, first_not_finite
 from trainer.runs.run import LOSSES, Failures, Run, of_all
 from trainer.runs.watch import Watch, traced
-from trainer.strategies.launching import PRECISIONS
+from trainer.strategies.launching import PRECISIONS, Launch
 from trainer.strategies.pieces import put_together
 from trainer.strategies.preparing import compile_blocks, is_compiled, prepare, start
 from trainer.system.interruption import Asked, Interruption
@@ -52,10 +52,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     num_parts = accelerator.gradient_accumulation_steps  # backward passes a step
     objectives = config.objectives
     check_sizes(objectives, config.data.lanes, ranks, num_parts)
-    if config.optimizer.anchor and accelerator.mixed_precision == "fp16":
-        raise ValueError(  # whose gradients are scaled, and the pull's would not be
-            "optimizer.anchor does not go with fp16; launch with --mixed_precision bf16 or no"
-        )
+    Launch.of_environment().check(config.optimizer)
     set_seed(config.seed)
     run = Run(config, accelerator)
     saved = run.saved
@@ -79,8 +76,8 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
             clips.recompute_activations(towers, is_compiled(accelerator))
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
         towers = towers.to(device)
-        adamw = make_optimizer(towers, config.optimizer)
-        student, optimizer, spread = prepare(accelerator, towers, adamw, config.optimizer.clip)
+        bare = make_optimizer(towers, config.optimizer)
+        student, optimizer, spread = prepare(accelerator, towers, bare, config.optimizer.clip)
         compile_blocks(accelerator, teacher)
 
         def encoder(towers: Towers) -> ClipEncoder:

@@ -391,6 +391,19 @@ def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then
     assert_same(world, name)
 
 
+MUON = [*LARGER, "optimizer.kind=muon"]
+
+
+def test_muon_begun_in_parts_goes_on_in_one_process_and_gives_the_same(world):
+    trained(world, "muon", "cpu.yaml", [], *MUON)
+    stop = "checkpoint.stop_after_minutes=0.01"
+    trained(world, "fsdp2-muon", *STRATEGIES["fsdp2"], *MUON, stop, ends_as=EXIT_CODE)
+    step = int((world / "runs/fsdp2-muon" / MARKER).read_text())
+    assert f"goes on after step {step}" in trained(world, "fsdp2-muon", "cpu.yaml", [], *MUON)
+    # Directions in which a gradient is nothing but rounding are made as long as the others.
+    assert_same(world, "fsdp2-muon", "muon", times=100)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [("2", "1"), ("1", "2")])
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])

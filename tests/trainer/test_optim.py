@@ -8,7 +8,7 @@ from open_clip_train.scheduler import cosine_lr
 from torch import nn
 
 from trainer.configuration.sections import OptimizerConfig
-from trainer.optim import Pull, learning_rate, make_optimizer
+from trainer.optim import Pull, learning_rate, make_optimizer, orthogonal
 
 
 def rates(steps: int, **options) -> list[float]:
@@ -89,6 +89,76 @@ def test_a_group_without_parameters_is_left_out():
     model = nn.LayerNorm(3)
     (group,) = make_optimizer(model, OptimizerConfig(lr=0.1)).param_groups
     assert len(group["params"]) == 2
+
+
+def block() -> nn.Module:
+    wide, tall = nn.Linear(4, 8), nn.Linear(8, 4)
+    return nn.Sequential(wide, nn.GELU(), tall, nn.LayerNorm(4))
+
+
+def tower() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({
+        "table": nn.Embedding(5, 4),
+        "blocks": nn.Sequential(block(), block()),
+        "out": nn.Linear(4, 3, bias=False),
+    })  # fmt: skip
+
+
+def with_gradients(model: nn.Module, step: int) -> nn.Module:
+    torch.manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return model
+
+
+def test_muon_moves_matrices_of_blocks_as_torchs_does_and_all_else_as_adamw():
+    own, theirs = tower(), tower()
+    config = OptimizerConfig(kind="muon", lr=0.01, weight_decay=0.5)
+    optimizer = make_optimizer(own, config)
+    matrices = [p for p in theirs["blocks"].parameters() if p.dim() == 2]
+    muon = torch.optim.Muon(
+        matrices, lr=0.01, weight_decay=0.5, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    assert len(matrices) == 4
+    for one in theirs.parameters():
+        one.requires_grad_(all(one is not matrix for matrix in matrices))
+    adamw = make_optimizer(theirs, OptimizerConfig(lr=0.01, weight_decay=0.5))
+    assert isinstance(adamw, torch.optim.AdamW)
+    for step in range(3):
+        for model, optimizers in ((own, [optimizer]), (theirs, [muon, adamw])):
+            with_gradients(model, step)
+            for one in optimizers:
+                one.step()
+    for mine, wanted in zip(own.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-6)
+
+
+def test_what_is_frozen_muon_does_not_move():
+    model = tower()
+    for parameter in model["blocks"].parameters():
+        parameter.requires_grad_(False)
+    assert isinstance(
+        make_optimizer(model, OptimizerConfig(kind="muon", lr=0.1)), torch.optim.AdamW
+    )
+
+
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64), (32, 32)])
+def test_orthogonal_makes_all_directions_nearly_as_long(shape):
+    torch.manual_seed(0)
+    lengths = torch.linalg.svdvals(orthogonal(torch.randn(shape) * 1e-3).float())
+    assert lengths.min() > 0.5 and lengths.max() < 1.3
+
+
+def test_a_matrix_without_gradient_is_not_moved():
+    model = tower()
+    before = [p.detach().clone() for p in model["blocks"].parameters()]
+    optimizer = make_optimizer(model, OptimizerConfig(kind="muon", lr=0.1))
+    for parameter in model["blocks"].parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for now, then in zip(model["blocks"].parameters(), before, strict=True):
+        torch.testing.assert_close(now, then)
 
 
 def moved(model: nn.Module) -> nn.Module:

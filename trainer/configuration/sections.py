@@ -58,6 +58,9 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of blocks, AdamW for all else; not under ZeRO"
+    )
     lr: float = Field(gt=0, description="the highest learning rate, after the warm-up")
     betas: tuple[Share, Share] = Field((0.9, 0.98), description="AdamW's")
     eps: float = Field(1e-6, gt=0, description="AdamW's")

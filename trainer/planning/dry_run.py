@@ -24,6 +24,7 @@ from trainer.strategies.launching import Launch
 
 Line = tuple[str, str]
 INDENT = 14  # columns
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
 
 
 def planned(
@@ -41,6 +42,7 @@ def planned(
 
 def describe_run(config: Config, launch: Launch, capacity: Capacity) -> str:
     """The resolved run. Reads rosters, shards, the shapes of weights. Raises what a run would."""
+    launch.check(config.optimizer)
     check_sizes(config.objectives, config.data.lanes, launch.num_devices, launch.parts)
     clip = clips.load(config.model, weightless=True)
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
@@ -104,7 +106,8 @@ def _batch(batch: Batch) -> Iterator[Line]:
 
 def _steps(config: Config, launch: Launch) -> Iterator[Line]:
     pairs = sum(one.options.batch_size for one in config.objectives.values())
-    rate = f"AdamW, lr {config.optimizer.lr:g}, {config.optimizer.schedule}"
+    optimizer = config.optimizer
+    rate = f"{OPTIMIZERS[optimizer.kind]}, lr {optimizer.lr:g}, {optimizer.schedule}"
     yield "steps", f"{config.steps:,} of {pairs:,} pairs: {config.steps * pairs:,} in all; {rate}"
     dtype = {"no": "float32"}.get(launch.precision, launch.precision)
     each = f"{pairs // launch.num_devices:,} pairs a step each"
@@ -120,7 +123,7 @@ def _memory(
     student: Towers,
     batch: Batch,
 ) -> Iterator[Line]:
-    sizes = Sizes.of(student, clip)
+    sizes = Sizes.of(student, clip, config.optimizer.kind)
     kind = kind_of(launch, capacity.device)
     part = batch.split(launch.parts)[0]
     full = student.text_forward.keywords["full_length"]

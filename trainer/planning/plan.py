@@ -13,6 +13,7 @@ from torch import nn
 from trainer.configuration.config import Config
 from trainer.data.batches import Batch
 from trainer.models.clip import Clip, Towers
+from trainer.optim import matrices_of
 from trainer.planning.rehearsal import Gradients, Kind, Rehearsal
 from trainer.strategies.launching import Launch
 from trainer.strategies.preparing import BUCKETS, blocks_of
@@ -23,23 +24,27 @@ LIVE_VALUES = 10**9  # that DeepSpeed's ZeRO-3 keeps gathered, where the launch 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of values: of the student, of what of it trains, of both towers as loaded, of the
-    largest block that repeats, and of all that is in no block.
+    """Numbers of values: of the student, of what of it trains, of the moments of that, of both
+    towers as loaded, of the largest block that repeats, and of all that is in no block.
     """
 
     student: int
     trained: int
+    moments: int
     loaded: int
     block: int
     rest: int
 
     @staticmethod
-    def of(student: Towers, clip: Clip) -> Sizes:
+    def of(student: Towers, clip: Clip, optimizer: str = "adamw") -> Sizes:
         blocks = [_count(block) for block in _outer(blocks_of(student))]
         total = _count(student)
+        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        with_one = matrices_of(student) if optimizer == "muon" else []
         return Sizes(
             total,
-            sum(p.numel() for p in student.parameters() if p.requires_grad),
+            trained,
+            2 * trained - sum(p.numel() for p in with_one),
             _count(clip.model),
             max(blocks, default=0),
             total - sum(blocks),
@@ -100,20 +105,20 @@ def plan_of(
     gradients = Gradients(computed, computed * share)
     match launch.strategy:
         case "one" | "ddp":
-            held |= {"weights": FULL * student, "AdamW's moments": 2 * FULL * trained}
+            held |= {"weights": FULL * student, "moments": FULL * sizes.moments}
             held["buckets"] = FULL * trained if launch.strategy == "ddp" else 0
             gradients = Gradients(FULL, FULL)
         case "fsdp2":
             held |= {
                 "weights": FULL * student * share,
-                "AdamW's moments": 2 * FULL * trained * share,
+                "moments": FULL * sizes.moments * share,
                 "gathered weights": computed * (sizes.rest + 2 * sizes.block),
             }
             gradients = Gradients(computed, FULL * share)
         case "zero1" | "zero2":
             held |= {
                 "weights": computed * student,
-                "AdamW's moments and float32 weights": 3 * FULL * trained * share,
+                "moments and float32 weights": 3 * FULL * trained * share,
             }
             bucket = BUCKETS["reduce_bucket_size"] * computed
             gradients = Gradients(computed, computed * share, bucket)
@@ -122,7 +127,7 @@ def plan_of(
             gathered += min(BUCKETS["stage3_prefetch_bucket_size"], student)
             held |= {
                 "weights": 0 if launch.offloads_weights else computed * student * share,
-                "AdamW's moments and float32 weights": (
+                "moments and float32 weights": (
                     0 if launch.offloads_moments else 3 * FULL * trained * share
                 ),
                 "gathered weights": computed * gathered,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import yaml
 
+from trainer.configuration.sections import OptimizerConfig
+
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STRATEGIES = ("one", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
@@ -38,6 +40,18 @@ class Launch:
     def is_shared_out(self) -> bool:
         """Whether weights are in parts, gathered when they are used."""
         return self.strategy in ("fsdp2", "zero3")
+
+    def check(self, optimizer: OptimizerConfig) -> None:
+        """Raises ValueError where what is configured cannot be launched so."""
+        if optimizer.anchor and self.precision == "fp16":  # the pull would have to be scaled too
+            raise ValueError(
+                "optimizer.anchor does not go with fp16; launch with --mixed_precision bf16 or no"
+            )
+        if optimizer.kind == "muon" and self.is_deepspeed:
+            raise ValueError(
+                "optimizer.kind=muon moves whole matrices, which DeepSpeed's ZeRO cuts into parts; "
+                "launch by launch/ddp.yaml or launch/fsdp2.yaml, or set optimizer.kind=adamw"
+            )
 
     def on(self, num_devices: int) -> Launch:
         strategy = self.strategy

@@ -33,22 +33,29 @@ class Spread:
             yield from on_main(name, parameter)
 
     def moments(self) -> Iterator[Piece]:
-        """`exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` of each that has taken a step."""
+        """`exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` of each that has taken a step; of what
+        Muon moves `exp_avg/NAME` alone.
+        """
         for name, parameter in self.trained.items():
             state = self._optimizer.state.get(parameter, {})
-            for key in (*MOMENTS, STEP) if state else ():
-                yield from on_main(f"{key}/{name}", state[key])
+            for key in (*MOMENTS, STEP):
+                if key in state:
+                    yield from on_main(f"{key}/{name}", state[key])
 
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
         """As they were put together, on the CPU, to be looked up one by one. The weights themselves
         are in place already: the student had them before it was prepared.
         """
         for name, parameter in self.trained.items():
-            if f"{STEP}/{name}" not in moments:
-                continue
-            state = {key: _placed_like(parameter, moments[f"{key}/{name}"]) for key in MOMENTS}
-            step = moments[f"{STEP}/{name}"].float().to(parameter.device)
-            self._optimizer.state[parameter] = {STEP: step} | state
+            state = {
+                key: placed_like(parameter, moments[f"{key}/{name}"])
+                for key in MOMENTS
+                if f"{key}/{name}" in moments
+            }
+            if f"{STEP}/{name}" in moments:
+                state[STEP] = moments[f"{STEP}/{name}"].float().to(parameter.device)
+            if state:
+                self._optimizer.state[parameter] = state
 
     def scale(self) -> dict[str, float]:
         """By what fp16 multiplies losses, and the steps since; empty in other precisions."""
@@ -80,7 +87,7 @@ def on_main(name: str, tensor: Tensor) -> Iterator[Piece]:
         yield Piece.whole(name, tensor)
 
 
-def _placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+def placed_like(parameter: Tensor, value: Tensor) -> Tensor:
     """This rank's part of a whole value, where the parameter's is; a copy."""
     value = value.to(parameter.device, copy=True)
     if not isinstance(parameter, DTensor):

@@ -8,7 +8,7 @@ from trainer.planning.communication import sent_in_step
 from trainer.planning.plan import Sizes
 from trainer.strategies.launching import Launch
 
-SIZES = Sizes(student=100, trained=80, loaded=150, block=10, rest=20)
+SIZES = Sizes(student=100, trained=80, moments=160, loaded=150, block=10, rest=20)
 HALF = 2  # bytes in bf16; 4 in float32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_it_prints_the_whole_run(monkeypatch):
     ):
         assert line in told
     assert not Path("runs/nothing").exists()
+
+
+def test_of_what_muon_moves_there_is_one_moment(monkeypatch):
+    told = {kind: dry_run("demo_faces", f"optimizer.kind={kind}") for kind in ("adamw", "muon")}
+    assert "; Muon and AdamW, lr" in told["muon"]
+    sizes = [float(re.search(r"([\d.]+) MB +moments", text)[1]) for text in told.values()]
+    assert 1.5 < sizes[0] / sizes[1] < 2  # nearly all of it is matrices
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="optimizer.kind=muon"):
+        dry_run("demo_faces", "optimizer.kind=muon")
 
 
 def test_it_tells_of_embeddings_that_are_to_be_kept():

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.launch.test_launch_files import SHARED, STAGES, environment
+from trainer.configuration.sections import OptimizerConfig
 from trainer.strategies.launching import Launch
 
 FOLDER = REPOSITORY / "launch"
@@ -39,6 +40,16 @@ def test_parts_of_a_step_that_deepspeeds_file_says_count(name, tmp_path):
 
 def test_without_a_launcher_there_is_one_process():
     assert Launch.of_environment({}) == Launch.of_file(FOLDER / "cpu.yaml") == Launch()
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_muon_is_refused_where_matrices_are_cut(strategy):
+    muon, adamw = OptimizerConfig(kind="muon", lr=0.1), OptimizerConfig(lr=0.1)
+    with pytest.raises(ValueError, match=r"launch by launch/ddp.yaml or launch/fsdp2.yaml, or set"):
+        Launch(strategy, 2).check(muon)
+    Launch(strategy, 2).check(adamw)
+    for whole in ("one", "ddp", "fsdp2"):
+        Launch(whole, 2).check(muon)
 
 
 def test_several_devices_without_another_strategy_are_ddp():
