@@ -94,16 +94,29 @@ def losses(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k.startswith("keep/")} for row in rows]
 
 
+def negated(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+    save_file({"embeddings": -load_file(path)["embeddings"]}, path, said)
+
+
 def test_a_run_with_them_learns_what_one_without_does(config, shards):
-    found = {}
-    for how in ("null", "make", "use"):
+    def run(how: str) -> list[dict]:
+        known_embeddings_room._opened.cache_clear()
         loaded = load_config(config, [f"data.embeddings={how}", f"output=runs/{how}"])
         train(loaded)
-        found[how] = losses(loaded.output)
+        return losses(loaded.output)
+
+    own, made, used = run("null"), run("make"), run("use")
     assert len(files(shards)) == 4
-    assert found["make"] == found["use"] != found["null"]
-    for own, known in zip(found["null"], found["make"], strict=True):
-        assert known == pytest.approx(own, rel=1e-5, abs=1e-7)
+    assert made == used
+    for one, known in zip(own, made, strict=True):
+        assert known == pytest.approx(one, rel=1e-5, abs=1e-7)
+    # What is kept is what is learnt from: of other embeddings, something else.
+    for path in files(shards):
+        negated(path)
+    shutil.rmtree("runs/use")
+    assert run("use")[0]["keep/text"] > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
