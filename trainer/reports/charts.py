@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -141,7 +142,7 @@ def chart(
     """Lines over steps, from zero or the lowest value up; label: writes a tick of the y axis.
 
     x: what is counted along the other axis. Steps begin at 0; what else is counted may grow by
-    doubling, and is drawn by its logarithm.
+    doubling, and is drawn by its logarithm. Of points at one count, the line joins the mean.
     """
     values = [value for points in lines.values() for _, value in points]
     ticks = _ticks(min(0.0, *values), max(top, *values))
@@ -164,18 +165,30 @@ def chart(
             parts.append(_text(place(count, 0)[0], 186, f"{count:,.0f}", anchor, "muted"))
     parts.append(_text(187, 186, x, "middle", "muted"))
     for i, points in enumerate(lines.values()):
-        places = [place(*point) for point in _thinned(points)]
-        path = " ".join("{:.1f},{:.1f}".format(*one) for one in places)
+        joined = [place(*point) for point in _thinned(_means(points))]
+        path = " ".join("{:.1f},{:.1f}".format(*one) for one in joined)
         parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i % 6))
         if len(points) <= FEW_POINTS:
             parts += [
                 Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" class="dot d{}"/>').format(
-                    *one, i % 6
+                    *place(*point), i % 6
                 )
-                for one in places
+                for point in points
             ]
-    told = "; ".join(f"{name} from {p[0][1]:.3g} to {p[-1][1]:.3g}" for name, p in lines.items())
+    told = "; ".join(
+        f"{name} from {means[0][1]:.3g} to {means[-1][1]:.3g}"
+        for name, points in lines.items()
+        for means in [_means(points)]
+    )
     return Figure(title, _svg(194, f"{title}, over {last:,.0f} {x}: {told}", parts), list(lines))
+
+
+def _means(points: Points) -> Points:
+    """One at each count, in their order."""
+    values: dict[float, list[float]] = {}
+    for count, value in points:
+        values.setdefault(count, []).append(value)
+    return [(count, fmean(own)) for count, own in values.items()]
 
 
 def _thinned(points: Points) -> Points:

@@ -123,20 +123,20 @@ def _over_steps(runs: Sequence[Compared]) -> list[Figure]:
 
 
 def _over_people(runs: Sequence[Compared]) -> list[Figure]:
-    """After forgetting more and more; of one recipe runs of as many people, say of other seeds, are
-    averaged."""
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """After forgetting more and more; of one recipe there may be several runs of as many people,
+    say of other seeds."""
+    found: dict[str, Points] = defaultdict(list)
     first_of = {_recipe(run): run.name for run in reversed(runs)}
     for run in runs:
         like = f", as {first_of[_recipe(run)]}" if len(first_of) > 1 else ""
         for group in attacked(run.results):
             _, after = run.results.pair(f"{group.path}/tpr")
             if after is not None and run.results.identities:
-                found[f"{group.title}{like}"][run.results.identities].append(after)
+                found[f"{group.title}{like}"].append((run.results.identities, after))
     lines = {
-        title: [(float(people), sum(v) / len(v)) for people, v in sorted(by_people.items())]
-        for title, by_people in found.items()
-        if len(by_people) > 1
+        title: sorted(points)
+        for title, points in found.items()
+        if len({people for people, _ in points}) > 1
     }
     title = "Found by 1 prompt or more, after"
     return [chart(title, lines, percent, top=1.0, x="people to forget")] if lines else []

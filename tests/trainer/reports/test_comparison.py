@@ -40,14 +40,18 @@ def test_attacks_on_the_way_are_drawn_with_a_line_for_each_run(tmp_path):
 def test_runs_with_other_numbers_of_people_are_drawn_by_that_number(tmp_path):
     runs = [
         run_folder(
-            tmp_path, measures(0, 0.9), measures(64 - n, 0.9), name=f"of_{n}_{i}", identities=n
+            tmp_path, measures(0, 0.9), measures(left, 0.9), name=f"of_{n}_{i}", identities=n
         )[0]
-        for i, n in enumerate((1, 8, 8, 64))
+        for i, (n, left) in enumerate(((1, 63), (8, 60), (8, 40), (64, 0)))
     ]
     page = page_of(runs, tmp_path)
-    lines = [attributes for tag, attributes in page.elements if tag == "polyline"]
-    xs = [float(point.split(",")[0]) for point in lines[0]["points"].split()]
-    assert xs == [46.0, 187.0, 328.0]  # 1, 8 and 64: doublings are as far apart; seeds averaged
+    [line, *_] = [attributes for tag, attributes in page.elements if tag == "polyline"]
+    xs, ys = zip(*(map(float, point.split(",")) for point in line["points"].split()))
+    assert xs == (46.0, 187.0, 328.0)  # 1, 8 and 64: doublings are as far apart
+    dots = [dot for tag, dot in page.elements if tag == "circle" and dot["class"] == "dot d0"]
+    of_8 = [float(dot["cy"]) for dot in dots if float(dot["cx"]) == 187.0]
+    assert len(of_8) == 2 and of_8[0] != of_8[1]
+    assert ys[1] == pytest.approx(sum(of_8) / 2, abs=0.1)  # the line joins the means
 
 
 def test_runs_of_another_recipe_have_lines_of_their_own(tmp_path):
