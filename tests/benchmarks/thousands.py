@@ -2,9 +2,9 @@
 
 In the world of 2,048 people that `make thousands-clip` draws and learns: 1 to 1,024 of them are
 forgotten by configs/fictitious_thousands.yaml in the text tower, the image tower, or both; and by
-the paper's recipe (configs/demo_paper.yaml) in as many steps of as many samples. What is done
-already is not done again: remove runs/bench/thousands to start over. After each run
-tests/benchmarks/thousands_*.svg are drawn of those that there are.
+the paper's recipe (configs/demo_paper.yaml) in as many steps of as many samples; all that once for
+each seed. What is done already is not done again: remove runs/bench/thousands to start over. After
+each run tests/benchmarks/thousands_*.svg are drawn of those that there are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.benchmarks.picture import draw
 from tests.benchmarks.runs import REPOSITORY, config, train
 from trainer.configuration.sections import steps_for
 
+SEEDS = (0, 1, 2)
 COUNTS = (1024, 512, 64, 8, 1)
 KEPT = ("captions", "pictures")
 OBJECTIVES = {
@@ -40,40 +41,39 @@ def measure() -> dict[str, float]:
     if not WORLD.exists():
         raise SystemExit("there is no runs/thousands; make thousands-clip draws and learns it")
     found: dict[str, float] = {}
-    print(f"{'':<20}" + "".join(f"{measure:>14}" for measure in SHOWN))
-    for towers in OBJECTIVES:
-        for recipe in RECIPES:
-            for count in COUNTS:
-                row = figures(results(recipe, towers, count))
-                print(f"{recipe + ' ' + towers:<14}{count:>6,}" + written(row), flush=True)
-                found |= {f"{recipe}, {towers}, {count}: {name}": row[name] for name in row}
-                draw_what_there_is(towers)
+    print(f"{'':<28}" + "".join(f"{measure:>14}" for measure in SHOWN))
+    for seed, towers, recipe, count in product(SEEDS, OBJECTIVES, RECIPES, COUNTS):
+        row = figures(results(recipe, towers, count, seed))
+        print(f"{recipe + ' ' + towers:<14}{count:>6,}, seed {seed}" + written(row), flush=True)
+        found |= {f"{recipe}, {towers}, {count}, seed {seed}: {name}": row[name] for name in row}
+        draw_what_there_is(towers)
     return found
 
 
 def draw_what_there_is(towers: str) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for recipe, what in product(RECIPES, DRAWN):
-        for count in sorted(COUNTS):
-            if (path := folder(recipe, towers, count) / "results.json").exists():
+        for count, seed in product(sorted(COUNTS), SEEDS):
+            if (path := folder(recipe, towers, count, seed) / "results.json").exists():
                 share = figures(json.loads(path.read_text()))[what]
                 lines.setdefault(f"{recipe}, {DRAWN[what]}", []).append((count, share))
     picture = draw(f"{towers}, after forgetting", lines, "people to forget")
     (HERE / f"thousands_{towers}.svg").write_text(picture, encoding="utf-8")
 
 
-def folder(recipe: str, towers: str, count: int) -> Path:
-    return REPOSITORY / f"runs/bench/thousands/{recipe}_{towers}_{count}"
+def folder(recipe: str, towers: str, count: int, seed: int) -> Path:
+    return REPOSITORY / f"runs/bench/thousands/{recipe}_{towers}_{count}/seed_{seed}"
 
 
-def results(recipe: str, towers: str, count: int) -> dict[str, Any]:
-    output = folder(recipe, towers, count)
+def results(recipe: str, towers: str, count: int, seed: int) -> dict[str, Any]:
+    output = folder(recipe, towers, count, seed)
     path = output / "results.json"
     if not path.exists():
         output.parent.mkdir(parents=True, exist_ok=True)
-        file = output.with_name(f"{output.name}.yaml")
+        file = output.parent.with_suffix(".yaml")  # the seeds' own
         file.write_text(yaml.safe_dump(configuration(recipe, towers, count), sort_keys=False))
-        train(REPOSITORY, str(file), f"output={output}", "checkpoint.every=null")
+        overrides = [f"seed={seed}", f"output={output}", "checkpoint.every=null"]
+        train(REPOSITORY, str(file), *overrides)
     return json.loads(path.read_text())
 
 
