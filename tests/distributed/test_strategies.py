@@ -400,8 +400,7 @@ def test_muon_begun_in_parts_goes_on_in_one_process_and_gives_the_same(world):
     trained(world, "fsdp2-muon", *STRATEGIES["fsdp2"], *MUON, stop, ends_as=EXIT_CODE)
     step = int((world / "runs/fsdp2-muon" / MARKER).read_text())
     assert f"goes on after step {step}" in trained(world, "fsdp2-muon", "cpu.yaml", [], *MUON)
-    # Directions in which a gradient is nothing but rounding are made as long as the others.
-    assert_same(world, "fsdp2-muon", "muon", times=100)
+    assert_same(world, "fsdp2-muon", "muon")
 
 
 @pytest.mark.slow

@@ -131,7 +131,8 @@ def test_muon_moves_matrices_of_blocks_as_torchs_does_and_all_else_as_adamw():
             for one in optimizers:
                 one.step()
     for mine, wanted in zip(own.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-6)
+        rounded = any(wanted is one for one in matrices)  # to bfloat16; by now they moved by .03
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=3e-4 if rounded else 1e-6)
 
 
 def test_what_is_frozen_muon_does_not_move():
