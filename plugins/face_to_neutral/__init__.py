@@ -82,6 +82,11 @@ class FaceToNeutral(Objective):
             description="of what tells a picture from the person's others, how much stays when it "
             "is answered as a stranger's",
         )  # fmt: skip
+        beyond: float = Field(
+            0.0, ge=0, lt=1,
+            description="of the person, how much is taken from the stranger that they are answered "
+            "as: so much stays in pictures that are not trained on",
+        )  # fmt: skip
         paste: float = Field(0.0, ge=0, le=1, description="share pasted onto a clean picture")
         size: tuple[float, float] = Field((0.25, 0.5), description="of a pasted face, of the side")
         jitter: float = Field(0.5, ge=0, lt=1, description="of brightness, contrast, saturation")
@@ -241,7 +246,7 @@ class FaceToNeutral(Objective):
             mean = strangers.rows.mean(0, keepdim=True)
             return alike(F.normalize(mean, dim=-1) * strangers.rows.norm(dim=-1).mean())
         people = Embedded.of(self._faces, teacher, partial(self._called, "forget"))
-        return as_strangers(people, strangers, self.options.variation)
+        return as_strangers(people, strangers, self.options.variation, self.options.beyond)
 
 
 def _any_decodes(people: Pictures, person: int) -> bool:

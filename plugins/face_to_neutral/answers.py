@@ -21,12 +21,15 @@ def alike(target: Tensor) -> Answers:
     return lambda taught, whose: target.expand_as(taught)
 
 
-def as_strangers(people: Embedded, strangers: Embedded, variation: float) -> Answers:
+def as_strangers(people: Embedded, strangers: Embedded, variation: float, beyond: float) -> Answers:
     """As if a stranger had been in the same picture.
 
     variation: how much stays of what tells it from the person's other pictures, about the
     stranger's mean and at the length of theirs. Pictures all answered alike would tell by that whom
     the model was taught to forget.
+    beyond: how much of the person is taken from the stranger, for as much stays in pictures that
+    training never showed: they would be named by it, and the two together are nearer to the middle
+    of all people than anybody alone.
     """
     own, theirs = people.means, strangers.means
     places = assigned(F.normalize(own, dim=-1) @ F.normalize(theirs, dim=-1).T)
@@ -35,7 +38,7 @@ def as_strangers(people: Embedded, strangers: Embedded, variation: float) -> Ans
     own, theirs, lengths = (each.to(people.rows.device) for each in (own, theirs, lengths))
 
     def answers(taught: Tensor, whose: Tensor) -> Tensor:
-        varied = theirs[whose] + variation * (taught - own[whose])
+        varied = theirs[whose] - beyond * own[whose] + variation * (taught - own[whose])
         return F.normalize(varied, dim=-1) * lengths[whose]
 
     return answers

@@ -103,9 +103,8 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
         raw["model"]["freeze"] = []  # the text tower's, which is not there
         if recipe == "ours":
             alone = yaml.safe_load(Path(config("demo_faces")).read_text())
-            for option in ("variation", "shares"):
-                raw["objectives"]["faces"][option] = alone["objectives"]["faces"][option]
-            raw["optimizer"] = alone["optimizer"]
+            raw["objectives"]["faces"]["shares"] = alone["objectives"]["faces"]["shares"]
+            raw["optimizer"] |= {"kind": "muon", "lr": 4.0e-3}
     attacked = roster("attack_forget", count)
     evaluations = raw["evaluations"]
     evaluations["identity_inference"]["groups"]["forget"] = attacked

@@ -231,18 +231,19 @@ def units(rows: torch.Tensor) -> torch.Tensor:
     return F.normalize(rows, dim=-1)
 
 
-@pytest.mark.parametrize("variation", [0.0, 0.5, 1.0])
-def test_pictures_vary_about_the_strangers_mean_as_they_did_about_the_persons(variation):
+@pytest.mark.parametrize(("variation", "beyond"), [(0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.2)])
+def test_pictures_vary_about_the_strangers_mean_as_they_did_about_the_persons(variation, beyond):
     generator = torch.Generator().manual_seed(0)
     owners = torch.arange(12) % 3
     people = Embedded(torch.randn(12, WIDTH, generator=generator), owners, 3)
     strangers = Embedded(torch.randn(8, WIDTH, generator=generator), torch.arange(8) % 4, 4)
-    answers = as_strangers(people, strangers, variation)(people.rows, owners)
+    answers = as_strangers(people, strangers, variation, beyond)(people.rows, owners)
     places = assigned(units(people.means) @ units(strangers.means).T)
     for row, person, answer in zip(people.rows, owners.tolist(), answers, strict=True):
         own = people.rows[owners == person].mean(0)
         theirs = strangers.rows[strangers.owners == places[person]]
-        expected = units(theirs.mean(0) + variation * (row - own)) * theirs.norm(dim=-1).mean()
+        varied = theirs.mean(0) - beyond * own + variation * (row - own)
+        expected = units(varied) * theirs.norm(dim=-1).mean()
         assert torch.allclose(answer, expected, atol=1e-5)
 
 

@@ -117,10 +117,10 @@ class ExportConfig(Section):
 def steps_for(people: int, by_pictures: bool = False) -> int:
     """In tens, fewer than in proportion to their number: what one needs is of use to others.
 
-    400 for 64 people; for 4,096, 3,200 by their names and 12,800 by their pictures: two names
-    differ in a word, two faces in a little of everything.
+    For 64 people 400 by their names and 800 by their pictures, for 4,096 3,200 and 25,600: two
+    names differ in a word, two faces in a little of everything.
     """
-    steps = 12.5 * people ** (5 / 6) if by_pictures else 50 * people**0.5
+    steps = 25 * people ** (5 / 6) if by_pictures else 50 * people**0.5
     return max(FEWEST_STEPS, 10 * round(steps / 10))
 
 

@@ -352,7 +352,7 @@ def test_steps_may_follow_from_the_number_of_people_to_forget(people, steps):
     ]
 
 
-@pytest.mark.parametrize(("people", "steps"), [(1, 200), (64, 400), (512, 2260)])
+@pytest.mark.parametrize(("people", "steps"), [(1, 200), (64, 800), (512, 4530)])
 def test_pictures_of_many_take_more_steps_than_their_names(people, steps):
     for i in range(people):
         Path(f"joe{i}").mkdir()
