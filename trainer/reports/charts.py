@@ -164,8 +164,9 @@ def chart(
         if count != first or anchor == "middle":
             parts.append(_text(place(count, 0)[0], 186, f"{count:,.0f}", anchor, "muted"))
     parts.append(_text(187, 186, x, "middle", "muted"))
-    for i, points in enumerate(lines.values()):
-        joined = [place(*point) for point in _thinned(_means(points))]
+    means = {name: _means(points) for name, points in lines.items()}
+    for i, (name, points) in enumerate(lines.items()):
+        joined = [place(*point) for point in _thinned(means[name])]
         path = " ".join("{:.1f},{:.1f}".format(*one) for one in joined)
         parts.append(Markup('<polyline points="{}" class="line s{}"/>').format(path, i % 6))
         if len(points) <= FEW_POINTS:
@@ -175,11 +176,7 @@ def chart(
                 )
                 for point in points
             ]
-    told = "; ".join(
-        f"{name} from {means[0][1]:.3g} to {means[-1][1]:.3g}"
-        for name, points in lines.items()
-        for means in [_means(points)]
-    )
+    told = "; ".join(f"{name} from {p[0][1]:.3g} to {p[-1][1]:.3g}" for name, p in means.items())
     return Figure(title, _svg(194, f"{title}, over {last:,.0f} {x}: {told}", parts), list(lines))
 
 
