@@ -14,10 +14,8 @@ from functools import partial
 from random import Random
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from trainer import (
     DISTANCES,
@@ -44,6 +42,7 @@ from trainer import (
 )
 
 from .answers import Answers, Embedded, alike, as_strangers
+from .showing import pasted, varied
 
 IN_WORDS = {
     "forget": "people to forget",
@@ -172,9 +171,10 @@ class FaceToNeutral(Objective):
                 ) from None
             # Not whose: the count stands in the report, which has no person in it.
             raise BadSample(f"{bad.reason} of a person", f"faces of {IN_WORDS[sort]}") from None
-        face = self._vary(face, rng)
-        if rng.random() < self.options.paste:
-            face = self._paste(face, clean.image, rng)
+        options = self.options
+        face = varied(face, options.crop, options.jitter, options.hue, rng)
+        if rng.random() < options.paste:
+            face = pasted(face, clean.image, options.size, options.degrees, rng)
         if sort == "forget":
             whose = self._pseudonyms[sort][person]
             return Pair(student_image=face, teacher_image=face, label=person, identity=whose)
@@ -182,52 +182,6 @@ class FaceToNeutral(Objective):
 
     def _called(self, sort: str, person: int) -> str:
         return self._pseudonyms[sort][person] if sort in self._pseudonyms else f"stranger {person}"
-
-    def _vary(self, face: Tensor, rng: Random) -> Tensor:
-        """A crop, then the paper's augmentation of a face but for the rotation."""
-        # Here: two seconds to import, and every command loads this plugin.
-        from torchvision.transforms.v2 import functional as tvf
-
-        if rng.random() < 0.5:
-            face = tvf.horizontal_flip(face)
-        if self.options.crop < 1:
-            face = self._crop(face, rng)
-        low, high = 1 - self.options.jitter, 1 + self.options.jitter
-        if self.options.jitter:
-            face = tvf.adjust_brightness(face, rng.uniform(low, high))
-            face = tvf.adjust_contrast(face, rng.uniform(low, high))
-            face = tvf.adjust_saturation(face, rng.uniform(low, high))
-        if self.options.hue:
-            face = tvf.adjust_hue(face, rng.uniform(-self.options.hue, self.options.hue))
-        return face
-
-    def _crop(self, face: Tensor, rng: Random) -> Tensor:
-        """A part of it, of the same shape but for rounding; scaled to the model's size later on."""
-        share = rng.uniform(self.options.crop, 1)
-        height, width = face.shape[-2:]
-        rows, columns = max(1, round(share * height)), max(1, round(share * width))
-        top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
-        return face[:, top : top + rows, left : left + columns]
-
-    def _paste(self, face: Tensor, clean: Tensor, rng: Random) -> Tensor:
-        """The face, rotated, at a random place on the clean picture: within the square in its
-        middle, for of a long picture a model sees no more. Returns (3, h, w)."""
-        from torchvision.transforms.v2 import functional as tvf
-
-        height, width = clean.shape[-2:]
-        seen = min(height, width)
-        side = max(1, round(rng.uniform(*self.options.size) * seen))
-        patch = tvf.resize(face, [side, side], antialias=True)
-        opaque = torch.full((1, side, side), 255, dtype=torch.uint8)
-        angle = rng.uniform(-self.options.degrees, self.options.degrees)
-        patch = tvf.rotate(torch.cat([patch, opaque]), angle)
-        top, left = (
-            (length - seen) // 2 + rng.randint(0, seen - side) for length in (height, width)
-        )
-        pasted = clean.clone()
-        place = pasted[:, top : top + side, left : left + side]
-        place.copy_(torch.where(patch[3:] > 127, patch[:3], place))
-        return pasted
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
 from plugins.face_to_neutral.answers import MAX_PICTURES, Embedded, as_strangers, assigned
+from plugins.face_to_neutral.showing import cropped, pasted
 from tests.conftest import picture, write_people, write_shard
 from trainer import BadSample, Embeddings, Pair, Pictures, Sample, cosine_distances, decode_picture
 from trainer.testing import FakeEncoder, check_objective
@@ -123,41 +124,43 @@ def test_every_step_has_its_exact_shares_on_two_ranks_together(tmp_path):
         }
 
 
-def test_a_face_is_pasted_whole_onto_the_clean_picture(tmp_path):
+SIZE = (0.25, 0.5)
+
+
+def test_a_face_is_pasted_whole_onto_the_clean_picture():
     white = torch.full((3, 96, 96), 255, dtype=torch.uint8)
-    objective = from_folders(tmp_path, [[picture(1)]], paste=1.0, degrees=0.0, **PLAIN)
+    black = torch.zeros(3, 64, 64, dtype=torch.uint8)
     places = set()
     for turn in range(40):
         clean = white.clone()
-        pasted = objective._paste(torch.zeros(3, 64, 64, dtype=torch.uint8), clean, Random(turn))
+        both = pasted(black, clean, SIZE, 0.0, Random(turn))
         assert torch.equal(clean, white)  # others may see it
-        rows, columns = (pasted[0] == 0).any(1).nonzero(), (pasted[0] == 0).any(0).nonzero()
+        rows, columns = (both[0] == 0).any(1).nonzero(), (both[0] == 0).any(0).nonzero()
         height, width = (int(one[-1] - one[0]) + 1 for one in (rows, columns))
         assert 24 <= height == width <= 48  # a quarter to a half of the side
-        assert (pasted == 0).sum() == 3 * height * width
+        assert (both == 0).sum() == 3 * height * width
         places.add((int(rows[0]), int(columns[0])))
     assert len(places) > 30
 
 
 @pytest.mark.parametrize("shape", [(96, 192), (200, 96)])
-def test_a_face_on_a_long_picture_is_pasted_where_a_model_sees_it(tmp_path, shape):
-    objective = from_folders(tmp_path, [[picture(1)]], paste=1.0, degrees=0.0, **PLAIN)
-    white, black = torch.full((3, *shape), 255, dtype=torch.uint8), torch.zeros(3, 64, 64)
+def test_a_face_on_a_long_picture_is_pasted_where_a_model_sees_it(shape):
+    white = torch.full((3, *shape), 255, dtype=torch.uint8)
+    black = torch.zeros(3, 64, 64, dtype=torch.uint8)
     places = set()
     for turn in range(40):
-        pasted = objective._paste(black.to(torch.uint8), white, Random(turn))
-        seen = tvf.center_crop(pasted, [96, 96])
-        assert (seen == 0).sum() == (pasted == 0).sum() > 0
+        both = pasted(black, white, SIZE, 0.0, Random(turn))
+        seen = tvf.center_crop(both, [96, 96])
+        assert (seen == 0).sum() == (both == 0).sum() > 0
         places.add(tuple((seen[0] == 0).nonzero()[0].tolist()))
     assert len(places) > 30
 
 
-def test_a_rotated_face_has_no_black_corners(tmp_path):
-    objective = from_folders(tmp_path, [[picture(1)]], paste=1.0, degrees=30.0)
+def test_a_rotated_face_has_no_black_corners():
     face = torch.full((3, 64, 64), 200, dtype=torch.uint8)
     clean = torch.full((3, 96, 96), 100, dtype=torch.uint8)
     for turn in range(20):
-        assert set(objective._paste(face, clean, Random(turn)).unique().tolist()) == {100, 200}
+        assert set(pasted(face, clean, SIZE, 30.0, Random(turn)).unique().tolist()) == {100, 200}
 
 
 def test_faces_are_flipped_and_varied_by_turn_alone(tmp_path):
@@ -168,12 +171,11 @@ def test_faces_are_flipped_and_varied_by_turn_alone(tmp_path):
     assert len({int(pair.student_image.sum()) for pair in first}) > 25
 
 
-def test_a_crop_is_a_part_of_the_picture_in_its_shape_anywhere_in_it(tmp_path):
-    objective = from_folders(tmp_path, [[picture(1)]], **PLAIN | {"crop": 0.5})
+def test_a_crop_is_a_part_of_the_picture_in_its_shape_anywhere_in_it():
     numbered = torch.arange(64 * 96, dtype=torch.int32).view(1, 64, 96)  # each pixel its place
     shares, places = [], set()
     for turn in range(200):
-        part = objective._crop(numbered, Random(turn))
+        part = cropped(numbered, 0.5, Random(turn))
         height, width = part.shape[-2:]
         assert 32 <= height <= 64 and abs(width - 1.5 * height) <= 1
         top, left = divmod(int(part[0, 0, 0]), 96)
