@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
-TINY = 1e-12  # a squared length: below it there is no unit
+TINY = 1e-12  # a length: below it there is no unit
 ABSENT = -1  # the label of a row that only fills a gathered block up
 
 
@@ -26,14 +26,17 @@ def cosine_distances(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relative_distances(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half of each row's squared distance, in units of the teacher's length. As `cosine_distances`.
+    """1 - cos, and half the square of the difference in length, in units of the teacher's. As
+    `cosine_distances`.
 
-    1 - cos where the lengths agree. The cosine leaves the length free: it drifts where the student
-    learns most, and tells whom it was taught to forget.
+    The cosine alone leaves the length free: it drifts where the student learns most, and tells whom
+    it was taught to forget. A squared distance does so too: of all answers that point a little
+    elsewhere the shorter is nearer, and those forgotten, learnt less surely, become the shortest.
     """
     student, teacher = student.float(), teacher.float()
-    squares = (student - teacher).square().sum(-1)
-    return squares / teacher.square().sum(-1).clamp(min=TINY) / 2
+    length = teacher.norm(dim=-1)
+    longer = (student.norm(dim=-1) - length) / length.clamp(min=TINY)
+    return cosine_distances(student, teacher) + longer.square() / 2
 
 
 Distances = Callable[[Tensor, Tensor], Tensor]  # (n, d) and (n, d) to (n,)

@@ -110,6 +110,7 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
     evaluations["identity_inference"]["groups"]["forget"] = attacked
     evaluations["neighbours"]["forget"] = attacked
     evaluations["leakage"]["forgotten"] = attacked
+    evaluations["trained"]["forgotten"] = roster("forget", count)
     for name in ("identity_inference", "neighbours"):
         evaluations[name]["distractors"] = distractors(count)
     return raw
@@ -154,6 +155,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
         "tasks lose": max(losses),
         "names leak": most_telling(after, "leakage/text"),
         "pictures leak": most_telling(after, "leakage/image"),
+        "trained leak": most_telling(after, "leakage/trained/image"),
         "seconds": results["seconds"]["train"],
     }
 
@@ -161,7 +163,7 @@ def figures(results: dict[str, Any]) -> dict[str, float]:
 DRAWN = {"forget": "forgotten people found", "unseen": "unseen people kept"}
 SHOWN = (
     "forget", "held out", "unseen", "neighbours", "tasks change", "tasks lose", "names leak",
-    "pictures leak", "seconds",
+    "pictures leak", "trained leak", "seconds",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from trainer.losses import (
 )
 
 SCALE = torch.tensor(7.0)
+X = torch.tensor([[1.0, 0.0]])
 
 
 def rows(count: int, seed: int, width: int = 6) -> Tensor:
@@ -52,6 +53,14 @@ def test_the_relative_distance_is_the_cosines_where_lengths_agree_and_sees_them(
     assert relative_distances(one, torch.zeros(50, 8)).isfinite().all()
 
 
+def test_the_relative_distance_does_not_shorten_what_points_elsewhere():
+    """At half a right angle the nearest answer is as long as the teacher's, not cos 45° of it."""
+    lengths = torch.linspace(0.5, 1.5, 101)
+    found = relative_distances(lengths[:, None] * torch.tensor([1.0, 1.0]) / 2**0.5, X)
+    torch.testing.assert_close(lengths[found.argmin()], torch.tensor(1.0))
+    assert found.min() == pytest.approx(1 - 2**-0.5)
+
+
 def test_the_cosine_distance_of_bfloat16_is_taken_in_float32():
     one, other = rows(50, 0).bfloat16(), rows(50, 1).bfloat16()
     found = cosine_distances(one, other)
@@ -59,9 +68,10 @@ def test_the_cosine_distance_of_bfloat16_is_taken_in_float32():
     torch.testing.assert_close(found, cosine_distances(one.float(), other.float()))
 
 
-def test_a_row_of_zeros_has_a_finite_distance_and_gradient():
+@pytest.mark.parametrize("distances", [cosine_distances, relative_distances])
+def test_a_row_of_zeros_has_a_finite_distance_and_gradient(distances):
     zeros = torch.zeros(2, 3, requires_grad=True)
-    cosine_distance(zeros, torch.ones(2, 3)).backward()
+    distances(zeros, torch.ones(2, 3)).mean().backward()
     assert zeros.grad is not None and zeros.grad.isfinite().all()
 
 
