@@ -61,6 +61,12 @@ def test_the_relative_distance_does_not_shorten_what_points_elsewhere():
     assert found.min() == pytest.approx(1 - 2**-0.5)
 
 
+def test_of_what_is_still_as_the_teachers_the_relative_distance_moves_nothing():
+    student = rows(1000, 0, width=128).requires_grad_()
+    relative_distances(student, student.detach().clone()).sum().backward()
+    assert student.grad is not None and not student.grad.any()
+
+
 def test_the_cosine_distance_of_bfloat16_is_taken_in_float32():
     one, other = rows(50, 0).bfloat16(), rows(50, 1).bfloat16()
     found = cosine_distances(one, other)
