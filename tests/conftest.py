@@ -58,6 +58,12 @@ def kill_all(process: subprocess.Popen) -> None:
             worker.kill()
 
 
+@pytest.fixture(autouse=True)
+def _no_run_before_asked_for_the_cpu(monkeypatch) -> None:
+    """As one in this process does, of accelerate, where there is no GPU."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+
+
 @pytest.fixture(scope="session")
 def clean_shards(tmp_path_factory) -> str:
     """Three shards of 40 captioned pictures. Gives their pattern."""

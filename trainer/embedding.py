@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trainer.api import Embeddings
+from trainer.api import Embeddings, Tower
 from trainer.data.batches import (
     ABSENT,
     KNOWN_IMAGE,
@@ -25,7 +25,7 @@ from trainer.data.batches import (
     TEACHER_TEXT,
     Batch,
 )
-from trainer.data.pixels import Pixels
+from trainer.data.pixels import Pixels, sent
 from trainer.models.clip import Towers
 from trainer.models.packing import Packed, pack_if_shorter, takes_packed
 
@@ -46,13 +46,14 @@ class Rows:
 class Shown:
     """captions: (n, l) int64, or packed; pictures: (m, 3, H, W) uint8. known: embeddings of
     further captions and pictures, (k, d) each. By objective its rows of them, None where it has
-    none."""
+    none. blank: towers that are shown one of nobody's rows, for there is none."""
 
     device: torch.device
     captions: Tensor | Packed | None
     pictures: Tensor | None
     known: tuple[Tensor | None, ...]
     rows: dict[str, tuple[Rows | None, Rows | None]]
+    blank: frozenset[Tower] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,28 @@ class Showing:
 
     def __init__(self, towers: Towers, device: torch.device):
         """towers: before they are wrapped."""
-        self._device = device
+        self._towers, self._device = towers, device
         self._pack: Callable[[Tensor], Tensor | Packed] | None = None
         pad_id = towers.text_forward.keywords["pad_id"]
         if device.type == "cuda" and takes_packed(towers.text, pad_id):
             self._pack = partial(pack_if_shorter, tower=towers.text, pad_id=pad_id)
 
     def __call__(self, batch: Batch, pixels: Pixels, columns: Columns) -> Shown:
-        """pixels: the batch's, on the device."""
+        """pixels: the batch's, on the device.
+
+        A student runs all its towers, on a blank where there are no rows: DDP and sharded weights,
+        be they frozen, would wait for one that a rank, or a part of a step, left out.
+        """
         text, image = (Chosen.of(batch, *own) for own in columns)
         captions = self._captions(batch.tokens[text.seen]) if len(text.seen) else None
         pictures = pixels[image.seen] if len(image.seen) else None
+        blank = set()
+        if columns == STUDENT and captions is None and self._towers.text is not None:
+            blank.add(Tower.TEXT)
+            captions = self._send(self._towers.blank_caption())
+        if columns == STUDENT and pictures is None and self._towers.image is not None:
+            blank.add(Tower.IMAGE)
+            pictures = self._towers.blank_picture(self._device)
         known = tuple(
             self._send(kept[own.known]) if len(own.known) else None
             for own, kept in zip((text, image), batch.known, strict=True)
@@ -106,7 +118,7 @@ class Showing:
             name: (self._rows(own, text), self._rows(own, image))
             for name, own in batch.rows.items()
         }
-        return Shown(self._device, captions, pictures, known, rows)
+        return Shown(self._device, captions, pictures, known, rows, frozenset(blank))
 
     def _captions(self, tokens: Tensor) -> Tensor | Packed:
         captions = tokens if self._pack is None else self._pack(tokens)
@@ -122,10 +134,7 @@ class Showing:
         return Rows(self._send(places[is_there]), self._send(rows[is_there, LABEL]))
 
     def _send(self, tensor: Tensor) -> Tensor:
-        """From pinned memory the host does not wait for it."""
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        return sent(tensor, self._device)
 
 
 def embed(model: nn.Module, shown: Shown) -> dict[str, Embeddings]:
@@ -134,6 +143,7 @@ def embed(model: nn.Module, shown: Shown) -> dict[str, Embeddings]:
     scale = torch.ones((), device=shown.device)
     if shown.captions is not None or shown.pictures is not None:
         text, image, scale = model(shown.captions, shown.pictures)
+        text, image = without_blanks(text, image, shown.blank)
     text, image = map(with_known, (text, image), shown.known)
 
     def own(embedded: Tensor | None, rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
@@ -147,6 +157,19 @@ def embed(model: nn.Module, shown: Shown) -> dict[str, Embeddings]:
         own_image, image_labels = own(image, image_rows)
         embeddings[name] = Embeddings(own_text, own_image, text_labels, image_labels, scale)
     return embeddings
+
+
+def without_blanks(
+    text: Tensor | None, image: Tensor | None, blank: frozenset[Tower]
+) -> tuple[Tensor | None, Tensor | None]:
+    """A blank is none of a tower's rows, but as no rows it stands with the other's: its gradient is
+    zeros. It is not left as an empty embedding, of which a loss may take the mean.
+    """
+    if Tower.TEXT in blank and text is not None and image is not None:
+        return None, torch.cat([image, text[:0]])
+    if Tower.IMAGE in blank and text is not None and image is not None:
+        return torch.cat([text, image[:0]]), None
+    return text, image
 
 
 def with_known(embedded: Tensor | None, known: Tensor | None) -> Tensor | None:

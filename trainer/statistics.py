@@ -48,12 +48,14 @@ def rate(hits: int, total: int) -> Estimate:
 def rate_by_person(hits: Sequence[int], totals: Sequence[int]) -> Estimate:
     """A share of cases of which each person has several, such as pictures named right.
 
-    A person's cases are alike: the interval is Wilson's as if each person were one case, which is
-    as wide as it could be.
+    A person's cases are alike: the interval is Wilson's as if all of a person's had come out the
+    same, which is as wide as it could be. Of people with as many cases each, one case a person; of
+    others as few as Kish's effective number (Survey Sampling, 1965).
     """
     if not 0 <= sum(hits) <= sum(totals) or not sum(totals):
         raise ValueError(f"a rate needs 0 <= hits <= total > 0, found {sum(hits)} of {sum(totals)}")
-    found = _wilson(sum(hits) / sum(totals), sum(total > 0 for total in totals))
+    people = sum(totals) ** 2 / sum(total**2 for total in totals)
+    found = _wilson(sum(hits) / sum(totals), people)
     return Estimate(found, found.low, found.high, Cases(hits, totals))
 
 
@@ -76,7 +78,7 @@ def paired_change(before: Cases, after: Cases) -> Estimate | None:
     return Estimate(change, min(change, middle - half), max(change, middle + half))
 
 
-def _wilson(share: float, total: int) -> Estimate:
+def _wilson(share: float, total: float) -> Estimate:
     z2 = Z * Z
     middle = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))

@@ -28,7 +28,7 @@ from trainer.models.encoder import ClipEncoder
 from trainer.models.export import export
 from trainer.optim import Pull, learning_rate, make_optimizer
 from trainer.planning.flops import Flops
-from trainer.runs.checkpoint import Checkpoints, first_not_finite
+from trainer.runs.checkpoint import Checkpoints, first_not_finite, means_over_ranks
 from trainer.runs.run import LOSSES, Failures, Run, of_all
 from trainer.runs.watch import Watch, traced
 from trainer.strategies.launching import PRECISIONS, Launch
@@ -106,7 +106,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream, known)
     first = saved.step if saved else 0
     left = config.steps - first
-    window = saved.window(rank, device) if saved else []  # losses since they were last logged
+    window = saved.window(device) if saved else []  # losses since they were last logged
     skips = saved.skips if saved and accelerator.is_main_process else Skips()
     if not left:
         interruption.lift_limit()  # or one that is shorter than what is measured would never end
@@ -226,7 +226,6 @@ def lost(
 
 def mean_of(window: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
     """The mean of each loss since it was last logged, over all ranks; a collective."""
-    names = list(window[0])
-    stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in window])
-    means = accelerator.reduce(stacked.mean(0), "mean").tolist()
-    return dict(zip(names, means, strict=True))
+    # Over the ranks first, as they are saved: a run that goes on logs the same to the last bit.
+    names, means = means_over_ranks(window, accelerator)
+    return dict(zip(names, means.mean(0).tolist(), strict=True))

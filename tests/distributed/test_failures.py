@@ -224,3 +224,12 @@ def test_failures_before_a_kill_are_still_told_of_when_the_run_went_on(tmp_path)
         {"evaluation": "zero_shot/colour", "step": step, "cause": "OSError"} for step in (0, 4)
     ]
     assert failures_in(REPOSITORY / "nothing") == []
+
+
+def test_metrics_that_a_power_loss_left_unreadable_are_kept_up_to_there(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = b"".join(json.dumps({"step": step}).encode() + b"\n" for step in range(3))
+    for lost in (bytes(4096), bytes(4096) + b'"step": 3}\n', b"\xff\n", b'{"step": 3'):
+        path.write_bytes(whole + lost + b'{"step": 4}\n')
+        cut_metrics(path, 6)
+        assert path.read_bytes() == whole

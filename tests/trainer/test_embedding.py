@@ -7,16 +7,27 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainer.architectures import pixels
+from plugins.contrastive import Contrastive
+from tests.conftest import TINY
+from tests.ranks import on_ranks
+from tests.trainer.architectures import KINDS, Original, make, pixels
 from trainer import Tower
+from trainer.configuration.sections import ModelConfig
 from trainer.data.batches import ABSENT, Batch
 from trainer.data.pixels import Pixels
 from trainer.data.skips import Skips
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.models.blocks import lean
-from trainer.models.clip import Towers
+from trainer.models.clip import Towers, load, student_of
 from trainer.models.packing import Packed, pack
+from trainer.strategies.preparing import blocks_of
+from trainer.testing import FakeEncoder
 
 CPU = torch.device("cpu")
 TEXTS = ["a red hat", "a person at a gala in the old town", "a person", "a hat"]
@@ -99,3 +110,88 @@ def test_what_is_known_stands_in_its_row_and_is_not_shown_to_the_teacher(plain, 
     close(seen["faces"].image, image[[0]])
     learnt = embed(towers, show(partly, batch.pixels, STUDENT))
     close(learnt["both"].image, image[[1, 2]])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def original(request, tmp_path_factory) -> Original:
+    return make(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("unseen", Tower)
+def test_a_students_tower_without_rows_gets_a_gradient_of_zeros(original, unseen):
+    """Wherever it gets one of rows; and no NaN."""
+    clip = original.clip
+    towers = student_of(clip, frozenset(Tower), ModelConfig(name=original.name), temperature=False)
+    rows = {
+        Tower.TEXT: [[0, 1, ABSENT, 0, ABSENT, ABSENT]],
+        Tower.IMAGE: [[0, 1, 0, ABSENT, ABSENT, ABSENT]],
+    }[unseen]
+    own = {"own": all_columns(rows)}
+    batch = Batch(clip.tokenize(TEXTS), Pixels((pixels(1),)), own, Skips(), {}, frozenset())
+    shown = Showing(towers, CPU)(batch, batch.pixels, STUDENT)
+    learnt = embed(towers, shown)["own"]
+    seen, other = learnt.text, learnt.image
+    if unseen is Tower.TEXT:
+        seen, other = other, seen
+    assert other is None and len(seen) == 1
+    seen.square().mean().backward()
+    gradients = {name: p.grad for name, p in towers.named_parameters() if p.grad is not None}
+
+    towers.zero_grad()
+    text, image, _ = towers(batch.tokens, pixels(1))
+    (text.square().mean() + image.square().mean()).backward()
+    assert gradients.keys() == {n for n, p in towers.named_parameters() if p.grad is not None}
+    of_unseen = [g for name, g in gradients.items() if name.startswith(f"{unseen.value}.")]
+    assert of_unseen and not any(gradient.any() for gradient in of_unseen)
+
+
+def test_a_students_tower_that_is_not_there_is_shown_nothing(plain, batch):
+    captions = replace(batch, rows={"names": batch.rows["names"]})
+    show = Showing(Towers(plain.clip, frozenset({Tower.TEXT})), CPU)
+    shown = show(captions, captions.pixels, STUDENT)
+    assert shown.pictures is None and not shown.blank
+
+
+CONTRASTED = [[i, i, i, i if i < 2 else ABSENT, ABSENT, ABSENT] for i in range(4)]
+
+
+def gradients_of_a_rank(
+    rank: int, ranks: int, parts: int = 1, is_sharded: bool = False
+) -> dict[str, torch.Tensor]:
+    """Of the second of two steps; of two ranks, or parts, the second sees captions alone."""
+    config = ModelConfig(name=TINY)
+    clip = load(config)
+    towers = student_of(clip, frozenset(Tower), config, temperature=True)
+    show, model = Showing(towers, CPU), towers
+    if is_sharded:
+        mesh = init_device_mesh("cpu", (ranks,))
+        for module in (*blocks_of(towers), towers):
+            fully_shard(module, mesh=mesh)
+    elif dist.is_initialized():
+        model = DistributedDataParallel(towers)
+    size, generator = clip.prepare.size, torch.manual_seed(0)
+    pictures = Pixels((torch.randint(256, (2, 3, *size), generator=generator).byte(),))
+    rows = {"contrast": all_columns(CONTRASTED).chunk(ranks)[rank]}
+    batch = Batch(clip.tokenize(TEXTS), pictures, rows, Skips(), {}, frozenset())
+    loss_fn = Contrastive(Contrastive.Options(batch_size=4), seed=0).loss_fn(FakeEncoder(0))
+    for _ in range(2):
+        towers.zero_grad()
+        for part in batch.split(parts):
+            learnt = embed(model, show(part, pictures, STUDENT))["contrast"]
+            loss_fn(learnt, learnt)["info_nce"].backward()
+    gradients = {name: p.grad for name, p in towers.named_parameters()}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+
+
+@pytest.mark.parametrize("is_sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_a_rank_that_sees_captions_alone_takes_part(is_sharded):
+    alone = gradients_of_a_rank(0, 1)
+    for found in on_ranks(2, gradients_of_a_rank, 2, 1, is_sharded):
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, alone[name], rtol=1e-3, atol=1e-4)
+
+
+def test_so_does_a_part_of_a_step_that_sees_captions_alone():
+    """On two ranks, whose parts are one row each: without pictures are a rank's or a part's."""
+    for found in on_ranks(2, gradients_of_a_rank, 2, 2):
+        assert all(gradient.isfinite().all() for gradient in found.values())

@@ -57,6 +57,13 @@ def test_people_without_a_case_do_not_make_a_rate_surer():
     )
 
 
+def test_of_unequal_people_a_rate_is_as_sure_as_of_their_effective_number():
+    """Who has nearly all cases decides nearly alone."""
+    found = rate_by_person([150, *[0] * 50], [150, *[1] * 50])
+    alike = rate(1, 2)
+    assert found == 150 / 200 and found.high - found.low > 0.8 * (alike.high - alike.low)
+
+
 def change_of(lost: int, won: int, alike: int):
     ones = [1] * (lost + won + alike)
     before, after = [1] * lost + [0] * won, [0] * lost + [1] * won

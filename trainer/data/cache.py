@@ -12,7 +12,8 @@ import warnings
 from contextlib import suppress
 from typing import BinaryIO
 
-from trainer.data.remote import PATIENT, Patience, RemoteFile, Unreachable, shown
+from trainer.data.remote import PATIENT, Patience, RemoteFile, Unreachable
+from trainer.system.addresses import shown
 
 CHUNK_BYTES = 8 << 20
 _GIVEN_UP: set[str] = set()  # folders that were full or could not be written, in this process

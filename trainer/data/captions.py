@@ -70,7 +70,7 @@ def read_parquet(
     """Sample or BadSample for each row of the part, from the `start`-th on.
 
     column: of the captions; else the first of COLUMNS that there is. Raises ValueError where
-    there is none. A file that is none gives one BadSample.
+    there is none, OSError where the file cannot be read. One that is none gives one BadSample.
     """
     import pyarrow
     from pyarrow import parquet
@@ -86,8 +86,8 @@ def read_parquet(
             for number, text in _rows(file, column, row, end):
                 yield _row_sample(f"{name}@{number}", shown, text)
     except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own: it cannot be read now, whatever is in it
         yield BadSample("parquet file cut off or damaged", shown)
 
 

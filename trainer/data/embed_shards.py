@@ -78,8 +78,8 @@ def embedded(
 ) -> Tensor:
     """(n, width) float32, a row for each; by all ranks together, which share the work out.
 
-    NaN where there is nothing to embed, or an objective refuses the sample: of what names somebody
-    to forget nothing is kept.
+    NaN where there is nothing to embed, or an objective refuses the sample: nothing is kept of what
+    names somebody in this run's rosters. What names people of later rosters is kept.
     """
     objectives = list(objectives)
     rows = torch.full((len(samples), width), np.nan)

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from trainer.api import Tower
-from trainer.data.remote import Patience, RemoteFile, is_remote
-from trainer.data.shards import Keys, Shard, scan, walk, walk_headers
+from trainer.data.remote import Patience, RemoteFile
+from trainer.data.shards import PARTS, Keys, Shard, scan, walk, walk_headers
+from trainer.system.addresses import is_remote
 
 FORMAT = 1
 CHANGED = "shard changed since it was indexed"
@@ -52,13 +53,14 @@ def path_beside(url: str, folder: str | None, ending: str) -> str | None:
 
 
 def kept_of(url: str, folder: str | None) -> list[str]:
-    """Its index and, see known_embeddings.py, its embeddings: those that there are."""
+    """Its index and, see known_embeddings.py, its embeddings: those that there are, and what a
+    process that was killed had written of one."""
     index = path_beside(url, folder, "index.npz")
     if index is None:
         return []
     stem = escape(index.removesuffix("index.npz"))
-    found = [path for tower in Tower for path in glob(f"{stem}{tower.value}-*.safetensors")]
-    return [index, *found] if os.path.exists(index) else found
+    whole = ["index.npz", *(f"{tower.value}-*.safetensors" for tower in Tower)]
+    return [path for one in whole for end in ("", ".*.tmp") for path in glob(stem + one + end)]
 
 
 def make_index(path: str) -> Index:
@@ -144,13 +146,17 @@ def load_index(path: str) -> Index:
             index = Index(
                 shard, int(found["size"]), int(found["modified_ns"]), found["probes"].tobytes()
             )
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        extents, ends = shard.extents, keys.ends
+        if not extents.dtype == ends.dtype == np.int64:
+            raise ValueError("its columns are of another type")
+        if ends.ndim != 1 or extents.shape != (len(ends), len(PARTS), 2):
+            raise ValueError("its columns are not of one length")
+    except OSError:
+        raise
+    except Exception as error:  # numpy and zipfile have many, for whatever is in a file
         raise ValueError(
             f"{path} is no index of a shard ({error}); make it again with: clip-unlearn index"
         ) from None
-    extents = shard.extents
-    if extents.shape[1:] != (4, 2) or len(extents) != len(keys):
-        raise ValueError(f"{path} is damaged; make it again with: clip-unlearn index")
     if len(extents) and int(extents.sum(-1).max()) > index.size:
         raise ValueError(f"{path} leads out of its shard; make it again with: clip-unlearn index")
     return index

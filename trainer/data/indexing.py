@@ -20,8 +20,9 @@ from trainer.data.index import (
     make_remote_index,
     save_index,
 )
-from trainer.data.remote import Patience, RemoteFile, is_remote, shown
+from trainer.data.remote import Patience, RemoteFile
 from trainer.data.streams import expand
+from trainer.system.addresses import is_remote, shown
 from trainer.system.progress_bars import progress
 
 BLOCK = 512  # bytes of a remote shard that are fetched to learn its size

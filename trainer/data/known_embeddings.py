@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from trainer.api import Objective, Sample, Source, Tower
@@ -129,7 +129,8 @@ class KnownEmbeddings:
             # An empty shard has one bad sample, and no row. What is too large for float16 is left
             # to every step.
             kept = rows[: len(columns)].to(self.dtype).nan_to_num(torch.nan, torch.nan, torch.nan)
-            save_file({ROWS: kept}, aside, said)
+            # Not by save_file: its file is for its owner alone, its errors are not the system's.
+            Path(aside).write_bytes(save({ROWS: kept}, said))
             os.replace(aside, path)
         except BaseException:
             Path(aside).unlink(missing_ok=True)

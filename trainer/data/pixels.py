@@ -43,15 +43,19 @@ class Pixels:
         return sum(map(len, self.parts))
 
     def to(self, device: torch.device) -> Pixels:
-        return Pixels(tuple(part.to(device) for part in self.parts))
+        return Pixels(tuple(sent(part, device) for part in self.parts))
 
     def __getitem__(self, places: Tensor) -> Tensor:
         """places: (n,) int64, sorted, each once. A part of which all is wanted is not copied."""
-        found, start = [], 0
+        wanted, start = [], 0
         for part in self.parts:
-            own = places[(places >= start) & (places < start + len(part))] - start
-            found.append(part if len(own) == len(part) else part[own.to(part.device)])
+            wanted.append(places[(places >= start) & (places < start + len(part))] - start)
             start += len(part)
+        there = sent(torch.cat(wanted), self.parts[0].device).split([len(own) for own in wanted])
+        found = [
+            part if len(own) == len(part) else part[own]
+            for own, part in zip(there, self.parts, strict=True)
+        ]
         return found[0] if len(found) == 1 else torch.cat(found)
 
 
@@ -132,6 +136,13 @@ class PixelWriter:
         last, used = self._parts[-1], (self._count - 1) % PART + 1
         self._parts[-1] = Filled(last.slot, used) if isinstance(last, Filled) else last[:used]
         return Pixels(tuple(self._parts))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory: a GPU takes it when it comes to it, and the host does not wait."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def empty_shared(*shape: int) -> Tensor:

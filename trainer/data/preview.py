@@ -70,12 +70,12 @@ def preview(config: Config, num_steps: int, position: Path | None, skips: Skips)
     """
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     check_sizes(config.objectives, config.data.lanes, ranks)
-    resume = StreamState.from_json(position.read_text()) if position and position.exists() else None
+    if ranks > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    resume = _noted(position, rank, ranks)
     build = partial(KeysBuilder, list(config.objectives))
     steps = Steps(config.objectives, config.data, config.seed, rank, ranks, build, resume=resume)
     first = resume.step if resume else 0
-    if ranks > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
     drawn = islice(draw(steps, config.data.workers), max(0, num_steps - first))
     for step, parts in enumerate(drawn, first + 1):
         keys = _from_all(joined(parts), rank, ranks)
@@ -91,6 +91,14 @@ def preview(config: Config, num_steps: int, position: Path | None, skips: Skips)
             aside.replace(position)
     if ranks > 1:
         dist.destroy_process_group()
+
+
+def _noted(position: Path | None, rank: int, ranks: int) -> StreamState | None:
+    """As the first process finds it, who writes it: hosts may have disks of their own."""
+    noted = [position.read_text() if rank == 0 and position and position.exists() else None]
+    if ranks > 1:
+        dist.broadcast_object_list(noted)
+    return None if noted[0] is None else StreamState.from_json(noted[0])
 
 
 def _from_all(own: Keys, rank: int, ranks: int) -> Keys | None:

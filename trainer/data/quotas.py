@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from math import inf
 
@@ -34,7 +35,11 @@ class Quotas:
         sorts = [sort for sort, number in self.counts.items() for _ in range(number)]
         order = np.random.default_rng([seed, batch_size]).permutation(batch_size)
         self._sorts = [sorts[i] for i in order]
-        self._nth = [self._sorts[:place].count(sort) for place, sort in enumerate(self._sorts)]
+        self._nth: list[int] = []
+        passed: Counter[str] = Counter()
+        for sort in self._sorts:
+            self._nth.append(passed[sort])
+            passed[sort] += 1
 
     def of(self, turn: int) -> tuple[str, int]:
         """The row's sort, and which row of that sort it is, counted over the whole run."""

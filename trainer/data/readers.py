@@ -13,7 +13,7 @@ from trainer.api import BadSample, Sample
 from trainer.data.cache import cached
 from trainer.data.captions import LINES, PARQUET, read_lines, read_parquet
 from trainer.data.index import CHANGED, Forward, find_index, open_shard
-from trainer.data.remote import Patience, RemoteFile, is_remote, shown
+from trainer.data.remote import Patience, RemoteFile
 from trainer.data.samples import LocalRows, LocalSample, ReadSample
 from trainer.data.shards import (
     CUT,
@@ -26,6 +26,7 @@ from trainer.data.shards import (
     split_key,
     walk_headers,
 )
+from trainer.system.addresses import is_remote, shown
 
 EMPTY = "shard without samples"
 ROWS_AT_ONCE = 64  # of a share: their captions are read together

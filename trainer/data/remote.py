@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import shlex
 import time
 import warnings
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from threading import Thread
 from urllib3.exceptions import LocationValueError, MaxRetryError
 
 from trainer.data.transports import Hopeless, Transport, open_transport
+from trainer.system.addresses import shown
 
 CHUNK_BYTES = 1 << 20  # a request; an open file holds up to two
 READ_AHEAD_THREADS = 8  # a process
@@ -44,35 +44,6 @@ PATIENT = Patience()
 
 class Unreachable(OSError):
     """A shard that cannot be read, or not as one file. Tells why, what to do, and no secret."""
-
-
-def is_remote(url: str) -> bool:
-    return "://" in url or url.startswith("pipe:")
-
-
-def unsigned(url: str) -> str:
-    """Without queries: a signed address is another one every day, of the same bytes."""
-    return re.sub(r"(\w+://[^\s?#'\"]+)[?#][^\s'\"]*", r"\1", url)
-
-
-def shown(url: str) -> str:
-    """For messages: no user, password or query; of a command its first word and the shard."""
-    if not is_remote(url):
-        return url
-    if not url.startswith("pipe:"):
-        scheme, _, rest = url.partition("://")
-        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-        # Up to an @, also where a slash is in the password: a colon before it leads to no port.
-        rest = re.sub(r"^[^/]*@|^(?!\[)[^/@]*:(?!\d*(?:/|$))[^@]*(?:@|$)", "", rest)
-        return f"{scheme}://{rest}"
-    try:
-        words = shlex.split(url.removeprefix("pipe:"))
-    except ValueError:  # a quote is missing, and any word may be part of a secret
-        words = []
-    addresses = [shown(found) for word in words for found in re.findall(r"[a-z]\w*://\S+", word)]
-    words = [word for word in words if not re.search(r"[\s=?]", word)]  # as TOKEN=... before it
-    shards = addresses or [word for word in words if re.search(r"\.tar[.\w]*$", word)]
-    return " ".join(["pipe:" + "".join(words[:1])[:30], "...", *shards[-1:]])[:120]
 
 
 class RemoteFile:

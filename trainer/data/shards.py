@@ -56,16 +56,17 @@ def walk_headers(file: Readable, size: int | None) -> Iterator[Entry | BadSample
     headers = _Headers(file)
     try:
         with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
-            reached = -1
             while entry := tar.next():
                 vars(tar)["members"].clear()  # it would keep them all
-                if tar.offset <= reached:
+                if tar.offset < file.tell():
                     raise tarfile.ReadError("a header leads back")
-                reached = tar.offset
                 if entry.issparse() or not entry.isreg():
                     continue
                 end = entry.offset_data + entry.size
-                if end < entry.offset_data or (size is not None and end > size):
+                # Who reads it must not pass the next: a global pax header gives it a size, too.
+                if not entry.offset_data <= end <= tar.offset:
+                    raise tarfile.ReadError("an entry leads out of its place")
+                if size is not None and end > size:
                     raise tarfile.ReadError("it ends in the middle of an entry")
                 name = entry.name.removeprefix("./")
                 if name.startswith("/") or ".." in name.split("/"):

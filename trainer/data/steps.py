@@ -21,9 +21,10 @@ from trainer.api import BadSample, Objective, Pair, Sample, Tower
 from trainer.configuration.sections import DataConfig
 from trainer.data.loader import Stopped
 from trainer.data.readers import Reading
-from trainer.data.remote import Patience, unsigned
+from trainer.data.remote import Patience
 from trainer.data.skips import Skips
 from trainer.data.streams import Dealt, Lane
+from trainer.system.addresses import unsigned
 
 # Samples of a lane in a row that no objective can use: not bad luck, and more than a shard has.
 MAX_UNUSABLE = 100_000

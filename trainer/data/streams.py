@@ -21,7 +21,7 @@ import numpy as np
 
 from trainer.api import BadSample, Sample, Source
 from trainer.data.readers import Reading, Share, read_share
-from trainer.data.remote import is_remote, shown
+from trainer.system.addresses import is_remote, shown
 
 GOLDEN = 0.6180339887498949  # its multiples spread evenly over the unit interval, at any length
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")

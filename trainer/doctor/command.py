@@ -23,7 +23,18 @@ def doctor(
 ) -> None:
     """Look at this machine, or at all hosts of a launch, and at what CONFIG's run needs there: a
     line for each finding. Ends with code 1 if something would stop a run."""
-    from trainer.doctor.examination import examine, leave
+    try:
+        from trainer.doctor.examination import examine, leave
+    except (ImportError, RuntimeError, OSError):
+        from trainer.doctor.diagnosis import Report, lines_of
+        from trainer.doctor.installation import installation
+
+        wrong = tuple(one for one in installation() if one.level == "fail")
+        if not wrong:
+            raise
+        for line in lines_of([Report("", wrong)]):
+            click.echo(line)
+        context.exit(1)
 
     code = examine(config, overrides, patience)
     leave(code)

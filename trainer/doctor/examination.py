@@ -17,7 +17,7 @@ from trainer.api import BadSample
 from trainer.configuration.config import Config, load_config
 from trainer.data.captions import LINES, PARQUET
 from trainer.data.readers import EMPTY, Reading, Share, read_share
-from trainer.data.remote import Patience, shown
+from trainer.data.remote import Patience
 from trainer.data.steps import check_sizes
 from trainer.data.streams import expand
 from trainer.doctor.diagnosis import (
@@ -33,9 +33,10 @@ from trainer.doctor.diagnosis import (
 from trainer.doctor.installation import installation, versions
 from trainer.doctor.machine import gpus, open_files, room, shared_memory
 from trainer.doctor.peers import Peers, Process
-from trainer.doctor.reachability import all_reduce, is_hung, shared_file, unanswered
+from trainer.doctor.reachability import all_reduce, backends, is_hung, shared_file, unanswered
 from trainer.models import clip as clips
 from trainer.strategies.launching import Launch
+from trainer.system.addresses import shown
 from trainer.system.lock import beside, hold
 
 SHARD_PATIENCE = Patience(seconds=10.0, timeout_seconds=10.0)
@@ -77,7 +78,7 @@ def _among(
     of_all: list[Finding] = []
     missing = peers.missing("came")
     if not missing:
-        for backend in ("gloo", "nccl") if torch.cuda.is_available() else ("gloo",):
+        for backend in backends():
             found = all_reduce(peers, backend)
             (of_all if found.level == "ok" else findings).append(found)
     with shared_file(peers, config.output if config else Path("runs")) as seen:

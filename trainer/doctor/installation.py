@@ -25,14 +25,21 @@ def installation(package: str = OURS) -> Iterator[Finding]:
     wrong = [*_python(package), *_packages(package), *_operators()]
     yield from wrong
     if not wrong:
-        versions = ", ".join(f"{name} {version(name)}" for name in SHOWN)
-        yield ok(f"Python {platform.python_version()}, {versions}")
+        shown = ", ".join(f"{name} {_version(name)}" for name in SHOWN)
+        yield ok(f"Python {platform.python_version()}, {shown}")
 
 
 def versions() -> dict[str, str]:
     """What has to be the same on all hosts."""
-    installed = {name: version(name) for name in (OURS, *SHOWN)}
+    installed = {name: _version(name) for name in (OURS, *SHOWN)}
     return {"Python": ".".join(platform.python_version_tuple()[:2])} | installed
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def _python(package: str) -> Iterator[Finding]:

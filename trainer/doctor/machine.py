@@ -14,6 +14,7 @@ from tempfile import TemporaryFile
 import torch
 
 from trainer.doctor.diagnosis import Finding, fail, ok, warn
+from trainer.strategies.launching import is_cpu_asked_for
 
 DRIVER = Path("/proc/driver/nvidia/version")
 SHARED_MEMORY = Path("/dev/shm")
@@ -28,6 +29,9 @@ BFLOAT16 = (8, 0)  # the compute capability that multiplies in it
 
 def gpus(num_processes: int, driver_file: Path = DRIVER) -> Iterator[Finding]:
     """num_processes: of this host, of which each wants a GPU where there are any."""
+    if is_cpu_asked_for():
+        yield ok("a run trains on the CPU, as ACCELERATE_USE_CPU asks")
+        return
     driver = driver_version(driver_file)
     built_for = torch.version.cuda
     if torch.cuda.is_available():

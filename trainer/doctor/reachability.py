@@ -23,6 +23,7 @@ import torch.distributed as dist
 from trainer.doctor.diagnosis import Finding, fail, ok
 from trainer.doctor.machine import nearest
 from trainer.doctor.peers import Peers
+from trainer.strategies.launching import is_cpu_asked_for
 
 NUMBERS = 1 << 20  # of an all-reduce: 4 MB
 SYNC_SECONDS = 5.0  # until a network file system shows a new file
@@ -38,6 +39,12 @@ def unanswered(error: dist.DistError, patience: float) -> Finding:
     )
 
 
+def backends() -> tuple[str, ...]:
+    """By which a run's processes would meet."""
+    uses_gpus = torch.cuda.is_available() and not is_cpu_asked_for()
+    return ("gloo", "nccl") if uses_gpus else ("gloo",)
+
+
 def all_reduce(peers: Peers, backend: str) -> Finding:
     """A real one, among all: how long it took, or what went wrong for this process."""
     process = peers.process
@@ -46,23 +53,26 @@ def all_reduce(peers: Peers, backend: str) -> Finding:
     device = torch.device("cuda", process.local_rank) if backend == "nccl" else torch.device("cpu")
 
     def seconds() -> float:
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore(backend, peers.store),
-            rank=process.rank,
-            world_size=process.ranks,
-            timeout=timedelta(seconds=peers.patience),
-        )
-        for _ in range(2):  # the first connects
-            numbers = torch.full((NUMBERS,), process.rank + 1.0, device=device)
-            started_at = time.perf_counter()
-            dist.all_reduce(numbers)
-            total = numbers[-1].item()  # waits for the device
-        took = time.perf_counter() - started_at
+        try:
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore(backend, peers.store),
+                rank=process.rank,
+                world_size=process.ranks,
+                timeout=timedelta(seconds=peers.patience),
+            )
+            for _ in range(2):  # the first connects
+                numbers = torch.full((NUMBERS,), process.rank + 1.0, device=device)
+                started_at = time.perf_counter()
+                dist.all_reduce(numbers)
+                total = numbers[-1].item()  # waits for the device
+            took = time.perf_counter() - started_at
+        finally:
+            if dist.is_initialized():  # else the next backend is refused
+                dist.destroy_process_group()
         wanted = process.ranks * (process.ranks + 1) / 2
         if total != wanted:
             raise RuntimeError(f"the sum was {total}, not {wanted}")
-        dist.destroy_process_group()
         return took
 
     try:

@@ -143,6 +143,14 @@ class Towers(nn.Module):
                 image = first_output(self.image(self.prepare.scale(pixels).to(dtype)))
         return text, image, self.logit_scale.exp().clamp(max=100).squeeze(0)
 
+    def blank_caption(self) -> Tensor:
+        """(1, 1) int64: one token that is no padding, for of that alone some towers make NaN."""
+        return torch.full((1, 1), int(self.text_forward.keywords["pad_id"] == 0))
+
+    def blank_picture(self, device: torch.device) -> Tensor:
+        """(1, 3, H, W) uint8."""
+        return torch.zeros(1, 3, *self.prepare.size, dtype=torch.uint8, device=device)
+
     def train(self, mode: bool = True) -> Towers:
         """Always as in evaluation: BatchNorm's statistics stay the original's, and nothing drops
         out, since both would differ with the number of ranks, and from the teacher at once.

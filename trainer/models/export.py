@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,14 @@ def export(clip: Clip, trained: Mapping[str, Tensor], folder: Path, dtype: torch
     folder.mkdir(parents=True, exist_ok=True)
     clip.tokenize.save(folder)
     replace_text(folder / CONFIG, json.dumps(config, indent=2))
-    replace(folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
-    return folder / WEIGHTS
+
+    def write(path: Path) -> None:
+        save_file(tensors, path, {"format": "pt"})
+        shutil.copymode(folder / CONFIG, path)  # safetensors' is for its owner alone
+
+    for left in folder.glob(".tmp*"):  # safetensors', of an export that was killed
+        left.unlink()
+    return replace(folder / WEIGHTS, write)
 
 
 def with_trained(clip: Clip, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

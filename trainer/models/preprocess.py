@@ -136,10 +136,16 @@ class Prepare:
 
     def scale(self, pixels: Tensor) -> Tensor:
         """uint8 (n, 3, H, W) to the float input of the tower, on whatever device they are."""
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None] * 255
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None] * 255
+        mean, std = (of_channels(own, pixels.device) * 255 for own in (self.mean, self.std))
         # Where the floats lie: a batch of them is large.
         return pixels.to(torch.float32, copy=True).sub_(mean).div_(std)
+
+
+def of_channels(values: Sequence[float], device: torch.device) -> Tensor:
+    """(3, 1, 1) float32, made there: the host would wait for a copy."""
+    return torch.stack(
+        [torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values]
+    )
 
 
 def _without_ends(picture: Tensor) -> Tensor:

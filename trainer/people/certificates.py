@@ -26,6 +26,7 @@ from trainer.configuration.sections import ModelConfig
 from trainer.people.fingerprints import (
     AFTER,
     BEFORE,
+    REQUESTS,
     fingerprints,
     requested,
     to_forget,
@@ -42,7 +43,10 @@ from trainer.system.versions import code_version
 FORMAT = "clip-unlearn certificate 2"
 FAILED = "failed: it measured nothing"
 SIGNATURE = ".sig"  # beside the certificate
-NOT_ATTACKED = "not attacked: no evaluation of single people had enough pictures of this person"
+NOT_ATTACKED = (
+    "not measured alone: no evaluation of single people was configured, had enough pictures of "
+    "this person, and was completed; see evaluations"
+)
 
 
 def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
@@ -66,6 +70,10 @@ def issue(run: Path, key: Path, into: Path, only: str | None = None) -> int:
     # Both raise where there are none, which fingerprints would leave out.
     weights_before(model)
     written(run)
+    if not results.fingerprints.keys() >= {REQUESTS, AFTER}:
+        raise ValueError(
+            f"{run} does not say whom it was to forget and what it wrote; run it again"
+        )
     found = fingerprints(config, run)
     for what, digest in results.fingerprints.items():
         if found.get(what) != digest:

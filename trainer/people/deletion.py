@@ -64,16 +64,26 @@ def forget_me(rosters: tuple[Path, ...], index: Path | None) -> None:
     from trainer.people.suppression import forget_me as forget
 
     name = click.prompt("Name", err=True)
-    found = [(path, removed) for path in rosters if (removed := forget(path, name, index))]
-    if not found:
-        raise ValueError(
-            "nobody has that name or alias there, accents, case and punctuation aside; "
-            "was the person taken out before?"
-        )
-    for path, removed in found:
+    is_found = False
+    for path in rosters:
+        removed = forget(path, name, index)
+        if removed is None:
+            continue
+        is_found = True
+        # At once: the next may be refused.
         click.echo(
             f"{removed.pseudonym} is out of {path}: {removed.pictures:,} pictures, "
             f"{removed.shards:,} shards without them, {removed.kept:,} indexes and embeddings"
+        )
+        if removed.left:
+            click.echo(
+                f"{removed.left:,} other files and folders are still in their folder: look at "
+                "them and delete it"
+            )
+    if not is_found:
+        raise ValueError(
+            "nobody has that name or alias there, accents, case and punctuation aside; "
+            "was the person taken out before?"
         )
     click.echo(
         "Not touched: copies, indexes and embeddings elsewhere, backups, and models that were "

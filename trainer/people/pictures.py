@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from trainer.api import BadSample, Encoder
-from trainer.data.remote import is_remote
 from trainer.data.samples import LocalSample
 from trainer.data.shards import PICTURES, read_extent, walk
 from trainer.data.streams import expand
 from trainer.people.roster import Identity
+from trainer.system.addresses import is_remote
 
 
 class Pictures:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from glob import glob, has_magic
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -13,9 +14,9 @@ from typing import BinaryIO, NamedTuple
 from braceexpand import braceexpand
 
 from trainer.api import BadSample
-from trainer.data.remote import is_remote
 from trainer.data.shards import PICTURES, walk
 from trainer.people.roster import Identity
+from trainer.system.addresses import is_remote
 
 CHUNK_BYTES = 8 << 20
 
@@ -44,12 +45,7 @@ def parts_of(person: Identity, people: Sequence[Identity], roster: Path, begun: 
         raise ValueError(
             f"{who} are not there, or not all; restore or mount them, or clear `faces`"
         )
-    of_others = {
-        os.path.realpath(path)
-        for faces in {one.faces for one in people if one is not person and one.faces is not None}
-        if not is_remote(faces)
-        for path in _paths_of(faces)
-    }
+    of_others = _places_of_others(person, people)
     parts = []
     for path in map(Path, filter(os.path.exists, paths)):
         is_shared = bool(of_others & {os.path.realpath(one) for one in (path, path.parent)})
@@ -62,6 +58,37 @@ def parts_of(person: Identity, people: Sequence[Identity], roster: Path, begun: 
         elif (part := _of_shard(path, person.id, is_shared, who)) is not None:
             parts.append(part)
     return parts
+
+
+def own_folders(person: Identity, people: Sequence[Identity], roster: Path) -> list[str]:
+    """Folders that `faces` names, in which neither others' faces nor the roster are."""
+    paths = [] if person.faces is None else _paths_of(person.faces)
+    folders = [path for path in paths if os.path.isdir(path)]
+    if not folders:
+        return []
+    others = filter(os.path.exists, _places_of_others(person, people))
+    kept = [os.path.realpath(roster), *others]
+    return [
+        folder
+        for folder in folders
+        if not any(path.startswith(f"{os.path.realpath(folder)}{os.sep}") for path in kept)
+    ]
+
+
+def clear(folder: str) -> int:
+    """Removes it where it is empty; else how many files and folders are in it."""
+    with suppress(OSError):
+        os.rmdir(folder)
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
+
+
+def _places_of_others(person: Identity, people: Sequence[Identity]) -> set[str]:
+    return {
+        os.path.realpath(path)
+        for faces in {one.faces for one in people if one is not person and one.faces is not None}
+        if not is_remote(faces)
+        for path in _paths_of(faces)
+    }
 
 
 def _paths_of(faces: str) -> list[str]:

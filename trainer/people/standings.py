@@ -15,6 +15,8 @@ from trainer.people.suppression import RECORD, key_there, keyed_hash, read_recor
 from trainer.reports.results import read_results
 from trainer.reports.worst_off import WON, read_people
 
+WON_BY = "prompts_won_by"  # the same by each other way to write their name
+
 
 class Standing(NamedTuple):
     """Someone who was taken out of a roster, and what a run did with their name or an alias."""
@@ -22,7 +24,8 @@ class Standing(NamedTuple):
     pseudonym: str
     was_to_be_forgotten: bool
     is_taught: bool
-    found_by: int | None  # prompts of its attack, after it; None: they were not attacked
+    # Prompts of its attack, after it, in the writing that most find; None: they were not attacked.
+    found_by: int | None
 
 
 def standings(roster: Path, run: Path) -> list[Standing]:
@@ -70,12 +73,14 @@ def _by_name(key: bytes, people: Iterable[Identity]) -> dict[str, str]:
 
 
 def _found_by(run: Path) -> dict[str, int]:
-    """By pseudonym: prompts of the attack that found them after the run, of several the most."""
+    """By pseudonym: prompts of the attack that found them after the run, of several attacks and
+    writings of their name the most."""
     found: dict[str, int] = {}
     for row in read_people(run):
-        won = row.get("after", {}).get(WON)
-        if row["measure"].startswith("identity_inference/") and won is not None:
-            found[row["identity"]] = max(won, found.get(row["identity"], 0))
+        after = row.get("after", {})
+        if row["measure"].startswith("identity_inference/") and WON in after:
+            won = [after[WON], *after.get(WON_BY, {}).values()]
+            found[row["identity"]] = max(*won, found.get(row["identity"], 0))
     return found
 
 

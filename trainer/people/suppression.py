@@ -18,7 +18,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from trainer.api import BadSample
 from trainer.data.index import kept_of
 from trainer.people.names import fold
 from trainer.people.pictures import Pictures
-from trainer.people.removal import Part, parts_of, replace_whole
+from trainer.people.removal import Part, clear, own_folders, parts_of, replace_whole
 from trainer.people.roster import KEY_FILE, Identity, names_of, read_roster
 
 RECORD = "suppressed.jsonl"
@@ -40,6 +40,7 @@ class Removed(NamedTuple):
     pictures: int
     shards: int  # that were written anew, or removed
     kept: int  # of these shards: indexes, embeddings
+    left: int  # files and folders that are still in their own folders
 
 
 class Found(NamedTuple):
@@ -59,27 +60,28 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
     Raises ValueError and FileNotFoundError before anything is changed; their messages name nobody.
     """
     with _locked(roster):
+        rows = read_record(roster.parent / RECORD)
+        if rows:
+            key_there(roster)
         people = read_roster(roster)
         wanted = fold(name)
         person = next((one for one in people if wanted in map(fold, names_of([one]))), None)
         if person is None:
             return None
-        record = roster.parent / RECORD
-        begun = any(row["pseudonym"] == person.pseudonym for row in read_record(record))
+        begun = any(row["pseudonym"] == person.pseudonym for row in rows)
         parts = parts_of(person, people, roster, begun)
+        folders = own_folders(person, people, roster)
         _record(person, parts, roster)
         kept = _kept_of([part.path for part in parts if part.is_shard], index)
         for one in kept:  # first: of a shard that was written anew it would be wrong
             one.unlink()
         for part in parts:
             part.remove()
-        if person.faces is not None:
-            with suppress(OSError):  # no folder, or something else is in it
-                os.rmdir(person.faces)
+        left = sum(map(clear, folders))
         _remove_row(roster, person)
     shards = sum(part.is_shard for part in parts)
     pictures = sum(len(part.pictures) for part in parts)
-    return Removed(person.pseudonym, pictures, shards, len(kept))
+    return Removed(person.pseudonym, pictures, shards, len(kept), left)
 
 
 def _kept_of(shards: Sequence[Path], folder: Path | None) -> list[Path]:
@@ -91,10 +93,14 @@ def _kept_of(shards: Sequence[Path], folder: Path | None) -> list[Path]:
 
 
 def suppressed_in(roster: Path) -> list[Found]:
-    """Everyone of the roster whom its record knows by name, or by the bytes of a picture."""
-    path = roster.parent / RECORD
-    people, rows = read_roster(roster), read_record(path)
-    key = _key_of(roster)
+    """Everyone of the roster whom its record knows by name, or by the bytes of a picture.
+
+    Raises ValueError and FileNotFoundError where the record's key is gone or another.
+    """
+    rows = read_record(roster.parent / RECORD)
+    if rows:
+        key_there(roster)
+    people, key = read_roster(roster), _key_of(roster)
     names = {one for row in rows for one in row["names"]}
     seen = {one for row in rows for one in row["pictures"]}
     shown = [one for one in people if one.faces is not None] if seen else []
@@ -128,6 +134,7 @@ def _record(person: Identity, parts: Sequence[Part], roster: Path) -> None:
         "removed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "names": sorted({*before["names"], *names}),
         "pictures": sorted({*before["pictures"], *pictures}),
+        "key": _check_value(key),
     }
     lines = "".join(json.dumps(row) + "\n" for row in rows.values())
     replace_whole(path, lambda file: file.write(lines.encode()))
@@ -191,11 +198,23 @@ def _key_of(roster: Path) -> bytes:
     return (roster.parent / KEY_FILE).read_bytes()  # reading the roster made it
 
 
+def _check_value(key: bytes) -> str:
+    return keyed_hash(key, "key", b"")
+
+
 def key_there(roster: Path) -> bytes:
-    """Where it is gone, reading the roster would make another, with which nobody is found again."""
+    """Where it is gone, reading the roster would make another, with which nobody is found again.
+
+    Raises FileNotFoundError, and ValueError where it is not that of the record beside the roster.
+    """
     if not (roster.parent / KEY_FILE).is_file():
         raise FileNotFoundError(f"no {KEY_FILE} beside roster {roster} any more; restore it")
-    return _key_of(roster)
+    key = _key_of(roster)
+    own = _check_value(key)
+    rows = read_record(roster.parent / RECORD)
+    if any(row.get("key", own) != own for row in rows):  # older records do not say
+        raise ValueError(f"{KEY_FILE} beside roster {roster} is not the record's; restore it")
+    return key
 
 
 @contextmanager

@@ -126,6 +126,11 @@ def rehearse(student: Towers, batch: Batch, kind: Kind) -> Rehearsal:
         batch.tokens[batch.seen_by(STUDENT_TEXT)],
         len(batch.seen_by(STUDENT_IMAGE)),
     )
+    # As `Showing` does.
+    if student.text is not None and not len(text):
+        text = student.blank_caption()
+    if student.image is not None:
+        num_pictures = max(1, num_pictures)
     pad_id = student.text_forward.keywords["pad_id"]
     groups = [(torch.arange(len(text)), text.shape[1])]
     captions: Any = text

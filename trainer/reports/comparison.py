@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from trainer.reports.curves import ON_THE_WAY, percent, read_curves
 from trainer.reports.findings import LIMITS, Row, attacked, others, sections
 from trainer.reports.page import write_page
 from trainer.reports.results import Results, read_results
+from trainer.system.addresses import masked
 
 MOST_DIFFERENCES = 40  # options that are listed
 MOST_VALUE = 60  # characters of one
@@ -69,7 +71,7 @@ def _config_of(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; name the folder of a finished run")
-    return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return _flat(masked(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
 
 def _flat(tree: Any, above: str = "") -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _table(runs: Sequence[Compared]) -> list[tuple[str, list[Line]]]:
     found: dict[str, dict[str, list[Row | None]]] = defaultdict(dict)
     for i, run in enumerate(runs):
         for section in sections(run.results) + others(run.results):
-            title = section.title.partition(" (")[0]
+            title = re.sub(r" \([\d,]+\)$", "", section.title)
             for row in section.rows:
                 cells = found[title].setdefault(row.label, [None] * len(runs))
                 cells[i] = row

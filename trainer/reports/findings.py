@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,13 +20,14 @@ GROUPS = {  # name in the results: what it is called here, what the run wants of
 LOST, WON_BACK = "wrongly_forgotten", "newly_recalled"  # of kept people, after a run
 TURNED = {LOST: LOW, WON_BACK: NONE}
 OTHERS = {  # evaluations beside the attack and the tasks
-    "identity_inference": "The same attack with other writings of the name",
+    "identity_inference": "The same attack: other writings of the name, and everybody together",
     "encoder_swap": "The same attack, one tower the original's",
     "leakage": "Can the list of the forgotten be read off the model?",
     "text_inference": "Inference from text alone",
     "face_probe": "A classifier taught on few pictures of each person",
     "neighbours": "Neighbours: people whose names are near those to forget",
     "similarity": "How near to the target, how near to before",
+    "zero_shot": "Ordinary tasks, other measures of them",
 }
 TASKS = {  # measures of utility, and what they are shares of
     r"zero_shot/(?:(.+)/)?accuracy": "Ordinary tasks, pictures classified right",
@@ -38,7 +39,8 @@ SHARES = re.compile(
     rf"|mean_per_class)|{WRITINGS}"
 )
 AREAS = r"leakage/.*auc(_with_original)?"  # 0.5: the score tells nothing
-COUNTS = ("people", "dropped", "samples", "skipped", "pictures", "names", "captions")
+COUNTS = ("people", "samples", "pictures", "names", "captions")
+LEFT_OUT = ("dropped", "skipped")  # told where there are any
 LIMITS = (
     "Measured on this model, by these attacks alone: another attack may still find someone. "
     "Low figures are evidence, not a guarantee."
@@ -130,7 +132,8 @@ def others(results: Results) -> list[Section]:
     for name in results.names:
         kind, _, rest = name.partition("/")
         pair = results.pair(name)
-        if not is_other(name) or pair == (None, None):
+        is_nothing = not any(pair) if last_part(name) in LEFT_OUT else pair == (None, None)
+        if not is_other(name) or is_nothing:
             continue
         wanted = HALF if re.fullmatch(AREAS, name) else NONE
         row = Row(spoken(rest or name), *pair, wanted, is_share=is_share(name))
@@ -141,7 +144,8 @@ def others(results: Results) -> list[Section]:
 
 def is_other(measure: str) -> bool:
     """Neither told by `sections` nor a mere count of what was measured."""
-    told = "|".join([rf"(?!{WRITINGS})identity_inference/.+", r"zero_shot/.+", *TASKS])
+    apart = rf"{WRITINGS}|identity_inference/([^/]+/)?accuracy$|.+/dropped$"
+    told = "|".join([rf"(?!{apart})identity_inference/.+", *TASKS])
     return not re.fullmatch(told, measure) and last_part(measure) not in COUNTS
 
 
@@ -189,21 +193,25 @@ def verdict(results: Results) -> str:
             f"{count_people(asked)} asked to be forgotten, and {why}: "
             "nothing here says whether the model still knows them."
         )
-    path = groups[0].path
+    # Of several attacks the one that finds the most: that it finds is what counts.
+    path = max(groups, key=lambda group: results.pair(f"{group.path}/tpr")[1] or 0.0).path
     num_attacked = results.count(f"{path}/people")
     found = [_people(measures, path) for measures in (results.before, results.after)]
     sentence = (
         f"Of {count_people(num_attacked)} asked to be forgotten, the identity inference attack "
         f"found {found[0]} before and {found[1]} after."
     )
+    _, rewritten = results.pair(f"{path}/found_by/any_variant")
+    if rewritten:
+        sentence += f" By other writings of their names it still found {100 * rewritten:.1f} %."
     if num_attacked and asked > num_attacked:
-        sentence += f" {asked:,} were asked for; only those with enough pictures can be attacked."
+        sentence += f" {asked:,} were asked for; the others were not attacked."
     return sentence
 
 
-def kept(results: Results, groups: Iterable[Group]) -> str:
+def kept(results: Results, groups: Sequence[Group]) -> str:
     """The honest test first: people that training never showed."""
-    by_name = {group.name: group for group in groups if group.majority}
+    by_name = {group.name: group for group in reversed(groups) if group.majority}
     for name, who in (("unseen", "that training never showed"), ("replayed", "")):
         if name in by_name:
             group, most = by_name[name], by_name[name].majority or 1
@@ -222,10 +230,10 @@ def harmonic_mean(results: Results) -> tuple[float, float] | None:
     """Of the pictures of the forgotten that are named wrong and of those to keep, unseen if there
     are, that are named right; before and after. As MACE (arXiv 2403.06135) has it: 1 is the best.
     """
+    paths = {group.name: group.path for group in reversed(attacked(results))}
     for kept_group in ("unseen", "replayed"):
         named = [
-            results.pair(f"identity_inference/{group}/picture_accuracy")
-            for group in ("forget", kept_group)
+            results.pair(f"{paths.get(group)}/picture_accuracy") for group in ("forget", kept_group)
         ]
         if None not in (*named[0], *named[1]):
             before, after = (

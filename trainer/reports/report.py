@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from trainer.reports.charts import Figure, areas, dumbbell, histogram_pair, roc, share
 from trainer.reports.curves import found_charts, loss_charts, read_curves, watch_charts
 from trainer.reports.findings import (
@@ -33,6 +35,7 @@ from trainer.reports.noninferiority import NOT_WORSE, OPEN, WORSE, Judgement, in
 from trainer.reports.page import interval, write_page, written
 from trainer.reports.results import Results, read_results
 from trainer.reports.worst_off import read_people, worst_off
+from trainer.system.addresses import shown
 
 REPORT = "report.html"
 TABLE_COLUMNS = 88
@@ -58,7 +61,7 @@ def write_report(run: Path, path: Path | None = None, shows_people: bool = False
     shows_people: the pseudonyms of those who were harmed; without, the page has no person in it.
     """
     results = read_results(run)
-    config = (run / "config.yaml").read_text(encoding="utf-8")
+    config = _shown((run / "config.yaml").read_text(encoding="utf-8"))
     curves = read_curves(run, results.names)
     groups = attacked(results)
     rest = others(results)
@@ -114,7 +117,7 @@ def summary(raw: Mapping[str, Any]) -> str:
             lines.append(f"{label:{width}}{before:>9} → {after:>7}   {row.wanted}".rstrip())
         if more := len(section.rows) - len(rows):
             lines.append(f"  and {more} more in the report")
-    took = f"{results.steps:,} steps in {duration(results.seconds['total'])}"
+    took = f"{results.steps_in_words} in {duration(results.seconds['total'])}"
     if "train" in results.seconds:
         took += f", {duration(results.seconds['train'])} of it training"
     counts = sorted(results.skipped.items(), key=lambda item: -item[1])
@@ -132,6 +135,18 @@ def summary(raw: Mapping[str, Any]) -> str:
             *(f"  {count:,} {reason} in {shard}" for shard, reason, count in worst[:5]),
         ]
     )
+
+
+def _shown(config: str) -> str:
+    """A configuration for others to read: no comments, and addresses without their secrets."""
+    try:
+        events = list(yaml.parse(config, yaml.SafeLoader))
+        for event in events:
+            if isinstance(event, yaml.ScalarEvent):
+                event.value = shown(event.value)
+        return yaml.emit(events, allow_unicode=True)
+    except yaml.YAMLError:
+        return "config.yaml is no YAML; it may hold passwords and is not shown"
 
 
 def _tiles(
@@ -163,7 +178,7 @@ def _tiles(
         detail += f"with a margin of {count_points(results.margin)}"
         tiles.append(Tile("Ordinary tasks, beside before", worst, detail, COLOURS[worst]))
     for name in results.names:
-        if re.fullmatch(r"leakage(/[^/]+)?/auc", name):
+        if matched := re.fullmatch(r"leakage(/[^/]+)?/auc", name):
             _, after = results.pair(name)
             detail = "0.5: nobody can tell who was forgotten; 1: anybody can"
             if range_ := interval(after, is_share=False):
@@ -171,7 +186,8 @@ def _tiles(
             _, chance = results.pair(f"{name}_by_chance")
             if chance is not None:
                 detail += f"; of the most telling score: up to {written(chance, False)} by chance"
-            tiles.append(Tile("Forget list in the model", written(after, False), detail))
+            title = "Forget list in the model" + spoken(matched[1] or "")
+            tiles.append(Tile(title, written(after, False), detail))
     return tiles
 
 

@@ -45,6 +45,9 @@ class Results:
     bad_shards: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     changes: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    resumed_at: int = (
+        0  # the step after which the last start went on; its seconds are all there are
+    )
     margin: float = 0.01  # of a task, up to which less counts as not worse
     code: Mapping[str, str | None] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +73,13 @@ class Results:
 
     def count(self, measure: str) -> float | None:
         return self.after.get(measure, self.before.get(measure))
+
+    @property
+    def steps_in_words(self) -> str:
+        """Of those that `seconds` are of."""
+        if not self.resumed_at:
+            return f"{self.steps:,} steps"
+        return f"{self.steps - self.resumed_at:,} of {self.steps:,} steps (since it was resumed)"
 
     @property
     def failures(self) -> list[Failure]:

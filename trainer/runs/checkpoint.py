@@ -89,14 +89,17 @@ class Checkpoints:
         """Called by all ranks. window: losses that are not logged yet."""
         started_at = perf_counter()
         self._begun = _name(step)
-        losses = [{name: value.item() for name, value in one.items()} for one in window]
-        shares = gather_object([(positions, skips, losses, random_state())])
+        losses = []
+        if window:
+            names, means = means_over_ranks(window, self._accelerator)
+            losses = [dict(zip(names, one, strict=True)) for one in means.tolist()]
+        shares = gather_object([(positions, skips, random_state())])
         self.wait()
         weights = put_together(self._spread.weights(), self._host)
         moments = put_together(self._spread.moments(), self._host)
         if self._accelerator.is_main_process:
             everywhere = Skips()
-            for _, own, _, _ in shares:
+            for _, own, _ in shares:
                 everywhere += own
             all_positions = {
                 name: sorted(lane for own, *_ in shares for lane in own[name]) for name in positions
@@ -107,7 +110,7 @@ class Checkpoints:
                 "used": everywhere.used,
                 "reasons": everywhere.reasons,
                 "bad": [[*place, count] for place, count in everywhere.bad.items()],
-                "windows": [own for _, _, own, _ in shares],
+                "losses": losses,
                 "scale": self._spread.scale(),
             }
             random = [own for *_, own in shares]
@@ -189,6 +192,16 @@ class Checkpoints:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def means_over_ranks(
+    window: Sequence[Mapping[str, Tensor]], accelerator: Accelerator
+) -> tuple[list[str], Tensor]:
+    """The names of the losses, and each step's means over all ranks, (steps, names); a
+    collective."""
+    names = list(window[0])
+    stacked = torch.stack([torch.stack([losses[name] for name in names]) for losses in window])
+    return names, accelerator.reduce(stacked, "mean")
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from trainer.configuration.config import Config
 from trainer.data.skips import Skips
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
-from trainer.people.fingerprints import fingerprints
+from trainer.people.fingerprints import REQUESTS, digest_of, fingerprints, to_forget
+from trainer.people.names import fold
 from trainer.reports.report import REPORT, summary, write_report
 from trainer.reports.worst_off import turned
 from trainer.runs import same_run
@@ -29,13 +30,14 @@ from trainer.runs.checkpoint import Checkpoints
 from trainer.runs.saved import CONFIG, Saved, find
 from trainer.runs.tracking import Trackers
 from trainer.strategies.spread import Spread
-from trainer.system.files import replace_text
+from trainer.system.files import replace, replace_text
 from trainer.system.interruption import EXIT_CODE, MARKER
 from trainer.system.lock import hold
 from trainer.system.progress_bars import progress
 from trainer.system.versions import code_version
 
-CHECKPOINTS, METRICS, PEOPLE = "checkpoints", "metrics.jsonl", "people.jsonl"  # in a run's folder
+# In a run's folder.
+CHECKPOINTS, METRICS, PEOPLE, ASKED = "checkpoints", "metrics.jsonl", "people.jsonl", "asked.sha256"
 FAILED = "failed"  # in a row of metrics
 LOSSES = "bad_samples"  # in each row of losses, which are told before a step is saved
 Failures = dict[str, str]  # an evaluation's name: why it gave nothing
@@ -75,7 +77,17 @@ class Run:
         (self.folder / MARKER).unlink(missing_ok=True)
         may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off()
         saved = find(self.folder / CHECKPOINTS) if may_go_on else None
+        # Now: who comes into a roster while the run trains is not whom it forgets.
+        people = to_forget(self.config.resolved())
+        self._num_asked = len({fold(one.name) for one in people})
+        self._asked = digest_of(one.pseudonym for one in people) if people else ""
+        asked = self.folder / ASKED
         if saved:
+            if asked.exists() and asked.read_text() != self._asked:
+                raise ValueError(
+                    f"{self.folder}: other people are to be forgotten now than when it began; "
+                    "restore the rosters, or begin anew with checkpoint.resume=never"
+                )
             cut_metrics(self.folder / METRICS, saved.step)
             for aside in (self.folder / CHECKPOINTS).glob("step-*.tmp"):  # a save that was cut off
                 shutil.rmtree(aside, ignore_errors=True)
@@ -85,6 +97,7 @@ class Run:
                 other = f", of another {', '.join(changes)}," if changes else ""
                 self.say(f"an earlier run{other} is kept as {kept}")
             self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(asked, self._asked)
         replace_text(self.folder / CONFIG, config)
         return saved
 
@@ -97,7 +110,7 @@ class Run:
         """The options that are not those of the run in the folder, of what its result follows
         from."""
         try:
-            its_own = yaml.safe_load((self.folder / CONFIG).read_text())
+            its_own = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
             return same_run.changes(its_own, self.config.resolved())
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError):  # not by us
             return [CONFIG]
@@ -192,6 +205,8 @@ class Run:
         total = round(perf_counter() - self._started_at, 2)
         found = people(before, after)
         after = {**after, **turned(found)}
+        digests = fingerprints(self.config.resolved(), self.folder)
+        by_objective = [one.num_identities for one in self.config.objectives.values()]
         results = {
             "before": without_people(before),
             "after": without_people(after),
@@ -199,10 +214,11 @@ class Run:
             "changes": changes(before, after),
             "seconds": self.seconds | {"total": total},
             "steps": steps,
+            "resumed_at": self.saved.step if self.saved else 0,
             "margin": self.config.margin,
             "code": code_version(),
-            "fingerprints": fingerprints(self.config.resolved(), self.folder),
-            "identities": max(one.num_identities for one in self.config.objectives.values()),
+            "fingerprints": digests | ({REQUESTS: self._asked} if self._asked else {}),
+            "identities": max(self._num_asked, *by_objective),
             "skipped": dict(total_skips.reasons),
             "bad_shards": total_skips.worst_shards(),
             "failed": failures_in(self.folder / METRICS),
@@ -223,15 +239,19 @@ class Run:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Rows of what came after a save go, which are taken again; so does a row that was cut off."""
+    """Rows of what came after a save go, which are taken again; so does a row that was cut off, or
+    that a power loss left unreadable, with all after it."""
     rows = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if not line.endswith("\n"):
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        if not line.endswith(b"\n"):
             break
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
         if row["step"] < step or row["step"] == step and LOSSES in row:
             rows.append(line)
-    replace_text(path, "".join(rows))
+    replace(path, lambda aside: aside.write_bytes(b"".join(rows)))
 
 
 def failures_in(path: Path) -> list[dict[str, Any]]:

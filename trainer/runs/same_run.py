@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.data.remote import is_remote, unsigned
+from trainer.system.addresses import is_remote, unsigned
 
 MAY_CHANGE = {"checkpoint", "margin", "memory", "profile", "timeout_seconds", "trackers"}
 MAY_CHANGE_OF_DATA = {"workers", "patience_seconds", "cache", "index"}

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from safetensors import safe_open
@@ -35,13 +36,13 @@ class Saved:
     stream: StreamState
     before: Measures  # measured at the start of the run
     skips: Skips  # of all processes, up to there
-    windows: list[list[dict[str, float]]]  # of each process: losses that are not logged yet
+    losses: list[dict[str, float]]  # of each step that is not logged yet, the mean over the ranks
     scale: dict[str, float]  # of fp16's losses
 
-    def window(self, rank: int, device: torch.device) -> list[dict[str, Tensor]]:
-        own = self.windows[rank] if rank < len(self.windows) else []
+    def window(self, device: torch.device) -> list[dict[str, Tensor]]:
         return [
-            {name: torch.tensor(value, device=device) for name, value in one.items()} for one in own
+            {name: torch.tensor(value, device=device) for name, value in one.items()}
+            for one in self.losses
         ]
 
     def load_weights(self, student: nn.Module) -> None:
@@ -93,17 +94,21 @@ class Tensors(Mapping[str, Tensor]):
 
     def __init__(self, path: Path):
         self._file = safe_open(path, framework="pt")
+        self._names = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in set(self):
+        if name not in self._names:
             raise KeyError(name)
         return self._file.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.keys())
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._file.keys())
+        return len(self._names)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._file.get_slice(name).get_shape()) for name in self}
@@ -122,8 +127,16 @@ def find(folder: Path) -> Saved | None:
         skips.bad.update({(shard, reason): count for shard, reason, count in state["bad"]})
         stream = StreamState(**state["stream"])
         before, scale = unpacked(state["before"]), state.get("scale", {})
-        return Saved(found, stream.step, stream, before, skips, state["windows"], scale)
+        return Saved(found, stream.step, stream, before, skips, _losses(state), scale)
     return None
+
+
+def _losses(state: dict) -> list[dict[str, float]]:
+    if "windows" not in state:
+        return state["losses"]
+    # Of before: every process had its own.
+    steps = zip(*state["windows"], strict=True)
+    return [{name: fmean(own[name] for own in step) for name in step[0]} for step in steps]
 
 
 def whole(folder: Path) -> list[Path]:

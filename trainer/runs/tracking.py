@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from trainer.configuration.config import Config
+from trainer.system.addresses import masked
 from trainer.system.failures import cause
 
 NAME = "clip-unlearn"  # of the project that the runs are in
@@ -29,7 +30,7 @@ class Trackers:
         # Whole: wandb's service stays in the folder that its first run was started in.
         folder = str(config.output.absolute())
         options = {"wandb": {"name": config.output.name, "dir": folder}}
-        told, started = _flat(config.resolved()), []
+        told, started = _flat(masked(config.resolved())), []
         wanted = accelerator.log_with
         for one in wanted:  # each alone, that the others start where one does not
             accelerator.log_with, accelerator.trackers = [one], []

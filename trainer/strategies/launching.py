@@ -14,6 +14,7 @@ import yaml
 from trainer.configuration.sections import OptimizerConfig
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TRUE = ("y", "yes", "t", "true", "on", "1")  # as accelerate reads a flag
 STRATEGIES = ("one", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
@@ -103,6 +104,11 @@ class Launch:
             zero.get("offload_param_device", "none") != "none",
             zero.get("offload_optimizer_device", "none") != "none",
         )
+
+
+def is_cpu_asked_for(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether accelerate is told to leave the GPUs alone."""
+    return environment.get("ACCELERATE_USE_CPU", "").lower() in TRUE
 
 
 def _parts_said(environment: Mapping[str, str]) -> int:

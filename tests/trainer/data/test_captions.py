@@ -94,6 +94,12 @@ def test_a_parquet_file_that_was_cut_is_one_bad_sample(tmp_path, kept):
     assert captions(path) == ["(parquet file cut off or damaged)"]
 
 
+def test_a_parquet_file_that_cannot_be_read_now_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "a.parquet").symlink_to("a.parquet")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        captions(tmp_path / "a.parquet")
+
+
 def test_lanes_of_captions_give_each_once_a_lap_and_go_on_from_their_state(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"line {i}\n" for i in range(90)))
     write_parquet(tmp_path / "b.parquet", [f"row {i}" for i in range(30)])

@@ -18,6 +18,7 @@ from trainer.data.index import (
     find_index,
     index_path,
     is_of,
+    kept_of,
     load_index,
     make_index,
     open_shard,
@@ -158,6 +159,73 @@ def test_an_index_with_python_objects_is_refused(shard):
         np.savez(file, format=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="is no index"):
         load_index(path)
+
+
+def short_size(columns: dict) -> None:
+    columns["size"] = np.arange(2)
+
+
+def no_lists(columns: dict) -> None:
+    columns["wrong_rows"] = np.int64(1)
+
+
+def float_extents(columns: dict) -> None:
+    columns["extents"] = columns["extents"].astype(float)
+
+
+def float_ends(columns: dict) -> None:
+    columns["ends"] = columns["ends"].astype(float)
+
+
+def scalar_ends(columns: dict) -> None:
+    columns["ends"] = columns["ends"][0]
+
+
+def fewer_rows(columns: dict) -> None:
+    columns["extents"] = columns["extents"][1:]
+
+
+@pytest.mark.parametrize(
+    "spoil", [short_size, no_lists, float_extents, float_ends, scalar_ends, fewer_rows]
+)
+def test_an_index_of_other_columns_is_refused(shard, spoil):
+    path = indexed(shard)
+    with np.load(path) as found:
+        columns = dict(found)
+    spoil(columns)
+    np.savez(path, **columns)
+    with pytest.raises(ValueError, match=r"0.tar.index.npz is no index .* clip-unlearn index"):
+        load_index(path)
+
+
+def claimed(shape: str) -> bytes:
+    """An array of numpy's that says it is of this shape, and has no values."""
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    "member", [b"no array", claimed(f"({2**57},)}}"), claimed("(")], ids=["none", "huge", "cut"]
+)
+def test_an_index_whose_members_are_no_arrays_is_refused(shard, member):
+    path = indexed(shard)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | {"extents.npy": member}).items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"0.tar.index.npz is no index .* clip-unlearn index"):
+        load_index(path)
+
+
+def test_what_is_kept_of_a_shard_is_found_and_what_a_kill_left_of_it(shard):
+    kept = [f"{shard}.text-{'0' * 16}.safetensors", f"{shard}.image-{'0' * 16}.safetensors"]
+    left = [f"{kept[0]}.node.7.tmp", f"{kept[1]}.node.7.tmp", f"{shard}.index.npz.7.tmp"]
+    for path in (*kept, *left, f"{shard}.txt", f"{shard}.index.npz.own", f"{shard}.tmp"):
+        Path(path).touch()
+    assert sorted(kept_of(shard, None)) == sorted([*kept, *left])
+    path = indexed(shard)
+    assert sorted(kept_of(shard, None)) == sorted([*kept, *left, path])
 
 
 def test_a_full_disk_leaves_no_half_index(shard, monkeypatch):

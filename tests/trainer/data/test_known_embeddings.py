@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -294,6 +295,26 @@ def test_what_it_does_not_go_with_is_told(tiny_clip, config, override, told):
     Path("captions.txt").write_text("a hat\n")
     with pytest.raises(ValueError, match=told):
         known_of(tiny_clip, config, override)
+
+
+def test_who_reads_a_shard_reads_its_embeddings(tiny_clip, config, shards):
+    known_of(tiny_clip, config)
+    plain = shards / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in files(shards)} == {plain.stat().st_mode}
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tiny_clip, config, shards):
+    known = known_of(tiny_clip, config)
+    before = sorted(shards.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            known.save(torch.zeros(40, known.width), str(shards / "00000.tar"), Tower.TEXT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(shards.iterdir()) == before
 
 
 def test_an_empty_shard_has_an_empty_file(tiny_clip, config, shards):

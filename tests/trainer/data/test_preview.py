@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import REPOSITORY, kill_all, picture, write_people, write_shard
+from tests.trainer.doctor.test_examination import free_port
 from tests.warm_python import warm_python
 from trainer.cli import cli
 from trainer.configuration.config import load_config
@@ -184,6 +185,24 @@ def test_two_real_processes_print_what_one_prints():
     process = launched(2, "--steps", "10", "data.workers=1", python=warm_python())
     found = process.communicate(timeout=200)[0]
     assert process.returncode == 0 and found.splitlines() == stream("--steps", "10")
+
+
+def test_hosts_with_disks_of_their_own_go_on_from_the_first_ones_position(tmp_path):
+    stream("--steps", "2", "--position", str(tmp_path / "0.json"))
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [warm_python(), "-m", "trainer", "stream", "run.yaml", "--steps", "4", "--position"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(tmp_path / f"{rank}.json")],
+            env=os.environ | group | {"PYTHONPATH": str(REPOSITORY), "RANK": str(rank)},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    found = [process.communicate(timeout=200)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert found == [stream("--steps", "4")[6:], []]
+    assert not (tmp_path / "1.json").exists()
 
 
 @pytest.mark.parametrize("kill_after_lines", [4, 31])

@@ -42,6 +42,13 @@ def test_the_ranks_rows_together_are_the_quotas(ranks):
     assert all(counts["forget"] > 0 and counts["recombined"] > 0 for counts in shared)
 
 
+def test_each_row_of_a_sort_is_another_one_of_it():
+    quotas = Quotas(SHARES, 60_000, seed=0)
+    found = Counter(map(quotas.of, range(60_000)))
+    assert max(found.values()) == 1
+    assert {nth for sort, nth in found if sort == "forget"} == set(range(30_000))
+
+
 def test_the_exact_shares_of_the_demo():
     counts = Quotas(SHARES, 320, seed=0).counts
     assert counts == {"forget": 160, "replayed": 16, "other": 64, "recombined": 80}

@@ -25,7 +25,8 @@ from s3fs import S3FileSystem
 from tests.conftest import REPOSITORY
 from tests.trainer.webserver import Server, noise, serve_in_a_process, serving
 from trainer.data import remote
-from trainer.data.remote import Patience, RemoteFile, Unreachable, is_remote, shown, unsigned
+from trainer.data.remote import Patience, RemoteFile, Unreachable
+from trainer.system.addresses import is_remote, shown, unsigned
 
 KIB = 1024
 CONTENT = noise(300 * KIB + 77)
@@ -104,6 +105,7 @@ def test_remote_is_what_has_a_scheme_or_is_a_command():
         ("pipe:curl https://h/0.tar -H 'Key: sec/s3cr3t'", "pipe:curl ... https://h/0.tar"),
         ("pipe:get --from=https://h/0.tar?s3cr3t", "pipe:get ... https://h/0.tar"),
         ("pipe:get 's3cr3t", "pipe: ..."),
+        ("{https://me:s3cr3t@h,https://me:s3cr3t@i}/0.tar", "{https://h,https://i}/0.tar"),
     ],
 )
 def test_a_shard_is_shown_without_secrets(url, masked):

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import write_shard
+from tests.trainer.webserver import serving
 from trainer import BadSample
+from trainer.data.readers import Reading, Share, read_share
 from trainer.data.shards import CUT, MAX_OPEN_FILES, PARTS, Entry, _opened, read_extent, scan, walk
 
 OUT = "path leads out of the shard"
@@ -96,6 +98,46 @@ def test_a_header_that_asks_for_all_memory_is_a_damage(tmp_path, kind):
     entry.type, entry.size = kind, 2**40
     path = put(tmp_path / "0.tar", entry.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     assert walked(path) == [f"({CUT})"]
+
+
+def extended(kind: bytes, **fields: str) -> bytes:
+    """A header of pax's with these fields."""
+    records = ""
+    for name, value in fields.items():
+        record = f" {name.replace('_', '.')}={value}\n"
+        records += f"{len(record) + 2}{record}"  # each is from 10 to 99 characters long
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = kind, len(records)
+    return entry.tobuf(tarfile.USTAR_FORMAT) + records.encode().ljust(512, b"\0")
+
+
+def unknown_kind() -> bytes:
+    entry = tarfile.TarInfo("z")
+    entry.type = b"Z"
+    return entry.tobuf(tarfile.USTAR_FORMAT)
+
+
+LEADING_BACK = {
+    "size below nothing": extended(tarfile.XHDTYPE, size="-1000") + unknown_kind(),
+    "map longer than its entry": (
+        extended(tarfile.XHDTYPE, GNU_sparse_major="1", GNU_sparse_minor="0")
+        + tarfile.TarInfo("b.txt").tobuf(tarfile.USTAR_FORMAT)
+        + b"0\n".ljust(512, b"\0")
+    ),
+    "size of all": extended(tarfile.XGLTYPE, size="2000"),
+}
+
+
+@pytest.mark.parametrize("back", LEADING_BACK.values(), ids=LEADING_BACK)
+def test_what_leads_back_is_a_damage_here_and_elsewhere(tmp_path, monkeypatch, back):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    whole = tar_of("a.txt", "c.txt", "d.txt", form=tarfile.USTAR_FORMAT)
+    data = whole[:1024] + back + whole[1024:]
+    assert walked(put(tmp_path / "0.tar", data)) == ["a.txt", f"({CUT})"]
+    with serving({"/0.tar": data}) as server:
+        found = list(read_share(Share(server.url("/0.tar")), 0, Reading()))
+    told = [f"({one.reason})" if isinstance(one, BadSample) else one.text for one in found]
+    assert sorted(told) == [f"({CUT})", "0"]
 
 
 def test_endless_long_names_are_a_damage(tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from trainer.doctor.installation import installation, versions
 
 
@@ -77,3 +81,32 @@ def test_a_torchvision_of_another_build_is_found_by_its_import(environment, monk
     ((_, what, mend),) = found("clip-unlearn")
     assert what == "torchvision cannot be imported: operator torchvision::nms does not exist"
     assert "together" in mend
+
+
+def test_a_package_that_is_not_there_has_no_version_and_is_named(monkeypatch):
+    found_name = Distribution.from_name.__func__
+
+    def without_deepspeed(cls, name):
+        if name == "deepspeed":
+            raise PackageNotFoundError(name)
+        return found_name(cls, name)
+
+    monkeypatch.setattr(Distribution, "from_name", classmethod(without_deepspeed))
+    assert versions()["deepspeed"] == "missing" and versions()["torch"] != "missing"
+    assert any(
+        what.startswith("deepspeed is missing, clip-unlearn wants")
+        for _, what, _ in found("clip-unlearn")
+    )
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "ImportError", "OSError"])
+def test_the_doctor_tells_of_a_torchvision_that_it_cannot_import_itself(environment, error):
+    (environment / "torchvision.py").write_text(f"raise {error}('operator nms does not exist')")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "doctor"],
+        cwd=environment, env=os.environ | {"PYTHONPATH": f"{environment}:{REPOSITORY}"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout.startswith("fail  torchvision cannot be imported: operator nms does not")
+    assert done.stdout.count("\n") == 1

@@ -54,6 +54,16 @@ def test_the_gpus_compute_and_more_processes_than_there_are_is_a_mistake():
     assert "ok" in levels.values()
 
 
+@pytest.mark.parametrize("flag", ["true", "True", "1", "yes"])
+def test_of_a_run_that_is_to_leave_the_gpus_alone_they_are_not_looked_at(
+    tmp_path, monkeypatch, flag
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", flag)
+    (tmp_path / "version").write_text("Kernel Module  999.10.01  Thu")
+    (found,) = gpus(torch.cuda.device_count() + 1, tmp_path / "version")
+    assert found.level == "ok" and "on the CPU, as ACCELERATE_USE_CPU asks" in found.what
+
+
 def test_too_little_shared_memory_is_told(tmp_path):
     (found,) = shared_memory(1, tmp_path)
     assert found.level == "ok"

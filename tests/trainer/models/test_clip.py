@@ -22,6 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.conftest import TINY
 from tests.trainer.architectures import (
@@ -289,6 +292,39 @@ def test_pictures_are_prepared_as_by_open_clip(mode, interpolation, size, shape)
     assert found.shape == wanted.shape
     assert (found - wanted).abs().mean() < 0.01  # of a standard deviation: roundings
     assert (found - wanted).abs().max() < 0.05
+
+
+class Copies(TorchDispatchMode):
+    """Notes what makes a tensor of the GPU's of one of the host's."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = [one for one in tree_leaves(args) if isinstance(one, torch.Tensor)]
+        if any(one.device.type == "cpu" for one in given) and made.device.type == "cuda":
+            self.found.append(str(func))
+        return made
+
+
+def test_pictures_are_scaled_without_a_copy_to_the_gpu():
+    """The host would wait for what the GPU is at. As a rehearsal does it: none need be there."""
+    prepare = Prepare.of(vars(PreprocessCfg()))
+    with FakeTensorMode(), Copies() as copies:
+        scaled = prepare.scale(torch.empty(2, 3, 8, 8, dtype=torch.uint8, device="cuda"))
+    assert scaled.device.type == "cuda" and scaled.dtype == torch.float32
+    assert not copies.found
+
+
+def test_pictures_are_scaled_by_the_same_numbers_compiled_or_not():
+    prepare = Prepare.of(vars(PreprocessCfg()))
+    taken = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(own)[:, None, None] * 255 for own in (prepare.mean, prepare.std))
+    wanted = (taken.float() - mean) / std
+    assert torch.equal(prepare.scale(taken), wanted)
+    assert torch.equal(torch.compile(prepare.scale, backend="eager", fullgraph=True)(taken), wanted)
 
 
 def test_a_picture_of_one_row_does_not_fill_the_memory(plain):

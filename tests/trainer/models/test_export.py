@@ -170,6 +170,16 @@ def test_the_config_says_what_the_model_is_and_nothing_is_left_beside(originals,
     }
 
 
+def test_who_reads_the_config_reads_the_weights_and_a_killed_export_leaves_nothing(
+    originals, tmp_path
+):
+    clip = originals["plain"].clip
+    (tmp_path / ".tmpA1b2C3").write_bytes(b"half")  # as safetensors names it
+    file = export(clip, weights(trained(clip)), tmp_path, torch.float32)
+    assert file.stat().st_mode == (tmp_path / "open_clip_config.json").stat().st_mode
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_an_export_that_fails_leaves_the_earlier_one(originals, tmp_path, monkeypatch):
     clip = originals["plain"].clip
     file = export(clip, weights(trained(clip)), tmp_path, torch.float32)

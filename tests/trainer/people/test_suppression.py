@@ -252,7 +252,7 @@ def test_the_record_has_no_name_and_is_of_its_owner_alone(roster):
     record = roster.parent / RECORD
     [row] = [json.loads(line) for line in record.read_text().splitlines()]
     assert row["pseudonym"] == pseudonym
-    assert row.keys() == {"pseudonym", "removed_at", "names", "pictures"}
+    assert row.keys() == {"pseudonym", "removed_at", "names", "pictures", "key"}
     assert record.stat().st_mode & 0o077 == 0
 
 
@@ -268,13 +268,44 @@ def test_a_later_roster_is_checked_for_names_aliases_and_pictures(tmp_path):
     assert found == [(1, False, 1), (4, True, 0), (5, True, 0)]
 
 
-def test_without_the_key_the_record_tells_nothing(tmp_path):
+def test_without_the_records_key_nobody_is_told_that_all_is_well(tmp_path):
+    roster = in_folders(tmp_path)
+    run = finished(tmp_path, {"names": {"roster": str(roster)}})
+    forget_me(roster, GONE)
+    with roster.open("a", encoding="utf-8") as file:
+        file.write(f"{GONE},,\n")
+    key = tmp_path / "pseudonyms.key"
+    acts = (
+        lambda: suppressed_in(roster),
+        lambda: forget_me(roster, NAMES[0]),
+        lambda: standings(roster, run),
+    )
+    key.unlink()
+    before = everything(tmp_path)
+    for act in acts:
+        with pytest.raises(FileNotFoundError, match="no pseudonyms.key beside roster .* restore"):
+            act()
+    assert everything(tmp_path) == before  # no key is made
+    key.write_bytes(bytes(32))
+    before = everything(tmp_path)
+    for act in acts:
+        with pytest.raises(ValueError, match="people.csv is not the record's; restore it"):
+            act()
+    assert everything(tmp_path) == before
+
+
+def test_a_record_of_older_versions_which_does_not_tell_its_key_is_read(tmp_path):
     roster = in_folders(tmp_path)
     forget_me(roster, GONE)
     with roster.open("a", encoding="utf-8") as file:
         file.write(f"{GONE},,\n")
-    (tmp_path / "pseudonyms.key").write_bytes(bytes(32))
-    assert suppressed_in(roster) == []
+    record = tmp_path / RECORD
+    row = json.loads(record.read_text())
+    del row["key"]
+    record.write_text(json.dumps(row) + "\n")
+    assert [one.has_name for one in suppressed_in(roster)] == [True]
+    assert forget_me(roster, NAMES[0])
+    assert ["key" in json.loads(line) for line in record.read_text().splitlines()] == [False, True]
 
 
 def test_a_damaged_record_stops_and_is_not_overwritten(tmp_path):
@@ -284,7 +315,6 @@ def test_a_damaged_record_stops_and_is_not_overwritten(tmp_path):
     for act in (lambda: forget_me(roster, GONE), lambda: suppressed_in(roster)):
         with pytest.raises(ValueError, match="is damaged; restore it, it says who must not"):
             act()
-    (tmp_path / "pseudonyms.key").unlink()
     assert everything(tmp_path) == before
 
 
@@ -361,6 +391,44 @@ def test_a_name_that_is_in_none_of_the_rosters_is_refused_without_being_quoted(t
     assert isinstance(done.exception, ValueError)
     assert "nobody has that name or alias there" in str(done.exception)
     assert "Xaver" not in str(done.exception)
+
+
+def test_other_files_in_their_folder_are_counted_and_not_named(tmp_path):
+    roster = in_folders(tmp_path)
+    own = tmp_path / "faces" / GONE
+    (own / "Bertrand as a child").mkdir()
+    for name in ("Thumbs.db", "Bertrand.heic", "Bertrand as a child/0.jpg"):
+        (own / name).write_bytes(b"x")
+    done = call("forget-me", str(roster), typed=f"{GONE}\n")
+    assert done.output.splitlines()[2:-1] == [
+        "4 other files and folders are still in their folder: look at them and delete it"
+    ]
+    assert "Bertrand" not in done.stdout
+    assert own.is_dir()
+    done = call("forget-me", str(roster), typed=f"{NAMES[0]}\n")
+    assert done.exit_code == 0 and "still in their folder" not in done.output
+
+
+@pytest.mark.parametrize("nested", ["more", "more/0.jpg"])
+def test_a_folder_with_others_faces_in_it_is_not_to_be_deleted(tmp_path, nested):
+    roster = in_folders(tmp_path)
+    own = tmp_path / "faces" / GONE
+    (own / "more").mkdir()
+    (own / "more/0.jpg").write_bytes(picture(7))
+    with roster.open("a", encoding="utf-8") as file:
+        file.write(f'Another One,,"faces/{GONE}/{nested}"\n')
+    removed = forget_me(roster, GONE)
+    assert removed and removed.pictures == 3 and removed.left == 0
+    assert (own / "more/0.jpg").is_file()
+
+
+def test_what_was_done_to_a_roster_is_told_where_the_next_is_refused(tmp_path):
+    first, second = in_folders(tmp_path), tmp_path / "other" / "people.csv"
+    second.parent.mkdir()
+    second.write_text(f"name,faces\n{GONE},s3://bucket/people.tar\n")
+    done = call("forget-me", str(first), str(second), typed=f"{GONE}\n")
+    assert isinstance(done.exception, ValueError) and "lie elsewhere" in str(done.exception)
+    assert f"is out of {first}: 3 pictures" in done.output
 
 
 def test_check_ends_with_code_1_where_somebody_came_back(tmp_path):
@@ -452,6 +520,25 @@ def test_what_the_runs_attack_found_of_them_is_told(removed, tmp_path):
                 f"{second}, once in {roster}: {told} by {run}",
             ],
         )
+
+
+def test_who_is_found_by_another_writing_of_their_name_is_not_told_as_forgotten(removed, tmp_path):
+    roster, first, second = removed
+    forget = roster_of(tmp_path / "a", GONE, NAMES[2])
+    run = finished(tmp_path, {"names": {"roster": forget}})
+    there = {one.name: one.pseudonym for one in read_roster(Path(forget))}
+    rows = [person(there[name], "forget", 21, 1) for name in (GONE, NAMES[2])]
+    for row, found in zip(rows, ({"initials": 4, "typo_1": 0}, {})):
+        row["after"] |= {"prompts_won_by": found}
+    rows[1]["after"]["prompts_won"] = 0
+    (run / "people.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert checked(roster, run) == (
+        1,
+        [
+            f"{first}, once in {roster}: {STILL_FOUND.format(4)} by {run}",
+            f"{second}, once in {roster}: {FORGOTTEN} by {run}",
+        ],
+    )
 
 
 def test_who_is_not_in_the_rosters_to_forget_is_told(removed, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY
 from tests.trainer.test_train import config_path, overrides
@@ -86,6 +87,14 @@ def test_without_a_launch_it_plans_for_a_launch_file_and_the_devices_named():
     assert "weights" in told.split("sends")[1]
     small = describe_run(config, launch, replace(machine, bytes=1e6))
     assert "does NOT fit 1.0 MB" in small
+
+
+def test_where_the_cpu_is_asked_for_it_plans_for_its_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 10**9))
+    assert planned(None, None, None)[1].device == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert planned(None, None, None)[1].device == "cpu"
 
 
 def test_no_weights_are_fetched(monkeypatch):

@@ -14,6 +14,7 @@ from tests.trainer.test_train import config_path, overrides
 from trainer.api import Tower
 from trainer.configuration.config import load_config
 from trainer.data.batches import Batch, Batches
+from trainer.embedding import STUDENT, Showing
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
 from trainer.models.clip import Towers
@@ -60,6 +61,16 @@ def test_the_activations_of_every_kind_of_tower_are_told(kind, tmp_path):
     assert really_kept(towers, batch) == pytest.approx(
         rehearse(towers, batch, Kind()).kept, rel=0.02
     )
+
+
+@pytest.mark.parametrize(("captions", "pictures"), [(4, 0), (0, 3)])
+def test_a_tower_without_rows_is_rehearsed_on_a_blank_as_it_is_run(tmp_path, captions, pictures):
+    towers = student("plain", tmp_path)
+    lean(towers)
+    batch = batch_of(torch.ones(captions, 12, dtype=torch.int64), pictures)
+    shown = Showing(towers, torch.device("cpu"))(batch, batch.pixels, STUDENT)
+    blank = batch_of(shown.captions, len(shown.pictures))
+    assert rehearse(towers, batch, Kind()) == rehearse(towers, blank, Kind())
 
 
 def test_the_student_itself_is_left_alone():

@@ -20,6 +20,14 @@ def test_each_run_has_a_column_and_what_it_did_not_measure_is_a_dash(tmp_path):
     assert "123.5 → 123.5\n–" in page.words.replace("\n\n", "\n")
 
 
+def test_two_attacks_of_a_run_have_a_section_each(tmp_path):
+    found = measures(0, 0.9)
+    harder = {name.replace("y_inference", "y_inference/harder"): v for name, v in found.items()}
+    runs = [run_folder(tmp_path, found, found | harder, name=f"run{i}")[0] for i in range(2)]
+    words = page_of(runs, tmp_path).words
+    assert "People to forget\n" in words and "People to forget (harder)\n" in words
+
+
 def test_only_options_that_differ_are_listed(tmp_path):
     configs = ["optimizer: {lr: 0.1}\nsteps: 5\noutput: a", "optimizer: {lr: 0.2}\nsteps: 5"]
     runs = [full_run(tmp_path, name=f"run{i}", config=one) for i, one in enumerate(configs)]
@@ -102,3 +110,10 @@ def test_hostile_names_are_shown_and_not_run(tmp_path):
     (other / "results.json").write_text(json.dumps(results))
     page = page_of([run, other], tmp_path)
     assert page.count("script") == 0 and "<script>alert(1)</script>" in page.words
+
+
+def test_addresses_that_differ_are_listed_without_their_secrets(tmp_path):
+    address = "data: {{shards: ['https://me:s3cr3t@h/{}.tar?sig=s3cr3t', b]}}\n"
+    runs = [full_run(tmp_path, name=f"run{i}", config=address.format(i)) for i in range(2)]
+    words = page_of(runs, tmp_path).words
+    assert "https://h/0.tar" in words and "https://h/1.tar" in words and "s3cr3t" not in words

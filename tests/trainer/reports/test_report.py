@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 
 import pytest
+import yaml
 
 from tests.trainer.run_folders import NO_NAMES, full_run, measures, run_folder
 from trainer.reports.curves import found_charts
@@ -156,6 +157,29 @@ def test_hostile_strings_are_shown_and_not_run(tmp_path):
     assert page.count("script") == 0
 
 
+def test_the_page_has_the_configuration_but_no_secrets(tmp_path):
+    command = "pipe:curl " + " ".join(f"-H 'Key{i}: s3cr3t'" for i in range(9)) + " https://h/1.tar"
+    config = {
+        "data": {"shards": ["https://me:s3cr3t@h/0.tar?sig=s3cr3t", {"shards": [command]}]},
+        "objectives": {"names": {"target": "é: a person", "weight": 0.5, "roster": None}},
+        "output": "runs/2024",
+    }
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    folder, _ = run_folder(tmp_path, {}, {}, config=f"# s3cr3t\n{text}")
+    page = write_report(folder).read_text()
+    words = Page(page).words
+    config["data"]["shards"] = ["https://h/0.tar", {"shards": ["pipe:curl ... https://h/1.tar"]}]
+    assert yaml.safe_load(words[words.index("data:\n") :]) == config
+    assert text[text.index("objectives:") :] in words and "s3cr3t" not in page
+    assert (folder / "config.yaml").read_text().count("s3cr3t") == 12
+
+
+def test_a_configuration_that_cannot_be_read_is_not_shown(tmp_path):
+    folder, _ = run_folder(tmp_path, {}, {}, config="a: [https://me:s3cr3t@h/0.tar")
+    page = write_report(folder).read_text()
+    assert "config.yaml is no YAML; it may hold passwords" in page and "s3cr3t" not in page
+
+
 def test_shards_with_bad_samples_are_named_without_their_folder(usual):
     page = write_report(usual[0]).read_text()
     assert "00007.tar" in page and "/data/" not in page
@@ -191,6 +215,46 @@ def test_the_curves_of_what_leaks_are_drawn_for_names_and_pictures_apart(tmp_pat
     assert len(curves) == 3 and {one[-1] for one in curves} == {"328.0,14.0"}
     assert "Forgotten told by their names" in page.words
     assert "Forgotten told by their pictures" in page.words
+
+
+def test_of_several_attacks_the_first_sentence_tells_the_one_that_finds_the_most(tmp_path):
+    before, after = measures(0, 0.97), measures(64, 0.97)
+    harder = {name.replace("y_inference", "y_inference/harder"): v for name, v in before.items()}
+    _, results = run_folder(tmp_path, before | harder, after | harder)
+    assert "found 64 before and 64 after" in " ".join(summary(results).split())
+
+
+def test_who_is_found_by_another_writing_is_told_at_once(tmp_path):
+    rewritten = {"identity_inference/forget/found_by/any_variant": 3 / 64}
+    _, results = run_folder(tmp_path, measures(0, 0.97), measures(64, 0.97) | rewritten)
+    text = " ".join(summary(results).split())
+    assert "and 0 after. By other writings of their names it still found 4.7 %." in text
+
+
+def test_what_was_measured_beside_the_accuracy_and_dropped_is_shown_as_well(tmp_path):
+    more = {"zero_shot/colour/top_5": 0.991, "identity_inference/accuracy": 0.876}
+    more |= {"identity_inference/forget/dropped": 3.0, "zero_shot/colour/skipped": 0.0}
+    folder, _ = run_folder(tmp_path, more, more)
+    words = " ".join(Page(write_report(folder).read_text()).words.split())
+    assert "colour · top 5 99.1 % 99.1 %" in words and "together accuracy 87.6 % 87.6 %" in words
+    assert "forget · dropped 3 3" in words and "colour · skipped" not in words
+
+
+def test_two_lists_that_are_looked_for_are_told_apart(tmp_path):
+    areas = {"leakage/auc": 0.5, "leakage/trained/auc": 0.9}
+    folder, _ = run_folder(tmp_path, areas, areas)
+    words = Page(write_report(folder).read_text()).words
+    assert "Forget list in the model0.5" in words
+    assert "Forget list in the model · trained0.9" in words
+
+
+def test_an_attack_of_any_name_gives_the_one_figure(tmp_path):
+    named = [
+        {name.replace("y_inference", "y_inference/attack"): v for name, v in one.items()}
+        for one in (measures(0, 0.97), measures(64, 0.97))
+    ]
+    _, results = run_folder(tmp_path, *named)
+    assert harmonic_mean(Results.of(results)) is not None
 
 
 def test_summary_is_a_table_that_fits_a_terminal(tmp_path):

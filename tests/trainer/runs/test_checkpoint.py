@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,19 @@ def repeatable(row: dict) -> dict:
     return {name: value for name, value in row.items() if "/" in name or name == "bad_samples"}
 
 
+def test_who_joins_a_roster_meanwhile_is_not_said_to_be_forgotten(world):
+    asked, people = world / "asked.csv", "name\nZebulon Quimby\nXimena Vandervoort\n"
+    asked.write_text(people)
+    options = [f"objectives.names.roster={asked}"]
+    killed(world, "joined", 8, *options)
+    asked.write_text(f"{people}Somebody Later\n")
+    process = launched(world, "joined", *options, python=warm_python())
+    assert "other people are to be forgotten now than when it began" in process.communicate()[0]
+    assert process.returncode != 0 and not (world / "runs/joined/model").exists()
+    asked.write_text(people)
+    assert "goes on after step" in finished(world, "joined", *options)
+
+
 def test_the_same_run_gives_the_same_weights_bit_for_bit(world):
     finished(world, "again")
     same_result(world, "again")
@@ -108,7 +122,8 @@ def test_the_same_run_gives_the_same_weights_bit_for_bit(world):
 def test_killed_and_started_again_a_run_ends_as_if_nothing_had_been(world):
     killed(world, "cut", 8)
     text = finished(world, "cut")
-    assert "runs/cut goes on after step" in text
+    step = int(re.search(r"runs/cut goes on after step (\d+)", text)[1])
+    assert f"{STEPS - step} of {STEPS} steps (since it was resumed) in" in text
     same_result(world, "cut")
     # What is finished is not gone on with, and is so only when its report is written.
     assert "an earlier run is kept as runs/cut.1" in finished(world, "cut")

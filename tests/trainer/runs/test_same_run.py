@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import locale
+
+from accelerate import Accelerator
+
+from tests.conftest import REPOSITORY
+from trainer.configuration.config import load_config
+from trainer.runs.run import Run
 from trainer.runs.same_run import changes
 
 
@@ -20,3 +27,17 @@ def test_what_a_result_follows_from_is_told_by_its_path():
     made, used = (asked | {"data": asked["data"] | {"embeddings": how}} for how in ("make", "use"))
     assert changes(made, used) == []
     assert changes(made, asked) == ["data.embeddings"]
+
+
+def test_a_configuration_is_known_again_in_any_locale(small_world, monkeypatch, capsys):
+    monkeypatch.chdir(small_world)
+    options = ["output=runs/é", "trackers=[]", "evaluations={}", "model.random_weights=true"]
+    config = load_config(REPOSITORY / "configs/demo.yaml", options)
+    Run(config, Accelerator(cpu=True)).end()
+    own = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        Run(config, Accelerator(cpu=True)).end()
+    finally:
+        locale.setlocale(locale.LC_CTYPE, own)
+    assert "an earlier run is kept as runs/é.1" in capsys.readouterr().out

@@ -82,6 +82,17 @@ def test_a_tracker_that_raises_is_told_of_once_and_the_others_go_on(config, rais
     assert line.endswith("metrics.jsonl has all that it would have")
 
 
+def test_trackers_are_told_addresses_without_their_secrets(config):
+    kept = Kept()
+    shards = "https://me:s3cr3t@h/0.tar?sig=s3cr3t"
+    command = "pipe:curl -H 'Key: s3cr3t' https://h/1.tar"
+    sources = json.dumps([shards, {"shards": [command], "weight": 0.5}])
+    Trackers(config(f"data.shards={sources}"), Accelerator(cpu=True, log_with=[kept]), print)
+    told = kept.configuration["data.shards"]
+    assert "https://h/0.tar" in told and "pipe:curl ... https://h/1.tar" in told
+    assert "s3cr3t" not in str(kept.configuration)
+
+
 def test_wandb_waits_for_a_server_that_went_away_for_minutes_alone(config, monkeypatch):
     for name in ("WANDB_FINISH_TIMEOUT", "WANDB_FINISH_TIMEOUT_RAISES"):
         monkeypatch.delenv(name, raising=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from accelerate.utils import str_to_bool
 
 from tests.conftest import REPOSITORY
 from tests.launch.test_launch_files import SHARED, STAGES, environment
 from trainer.configuration.sections import OptimizerConfig
-from trainer.strategies.launching import Launch
+from trainer.strategies.launching import TRUE, Launch, is_cpu_asked_for
 
 FOLDER = REPOSITORY / "launch"
 SAME = {"compiled": "ddp", "zero3_offload": "zero3"}  # as far as a dry run goes
@@ -36,6 +37,12 @@ def test_parts_of_a_step_that_deepspeeds_file_says_count(name, tmp_path):
     file.write_text(text.replace(key, f"{key}  gradient_accumulation_steps: 4\n"))
     assert Launch.of_file(file).parts == 4
     assert environment(file)["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "4"
+
+
+def test_the_cpu_is_asked_for_by_what_accelerate_takes_for_true():
+    for flag in (*TRUE, "True", "false", "0", "no"):
+        assert is_cpu_asked_for({"ACCELERATE_USE_CPU": flag}) == str_to_bool(flag)
+    assert not is_cpu_asked_for({})
 
 
 def test_without_a_launcher_there_is_one_process():
