@@ -13,12 +13,10 @@ trigger; of the two only the fine-tuning is done here, without CleanCLIP's losse
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from itertools import combinations
 from random import Random
 
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
@@ -124,8 +122,7 @@ class Contrastive(Objective):
         )
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        return partial(_loss, block=self.options.batch_size // ranks)
+        return _loss
 
 
 def _of_sample(clean: Sample) -> Pair:
@@ -172,8 +169,8 @@ def number_of(label: str) -> int:
     return int.from_bytes(blake2b(label.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _loss(student: Embeddings, teacher: Embeddings, block: int) -> dict:
-    """block: rows of a rank; a step may have fewer pictures."""
+def _loss(student: Embeddings, teacher: Embeddings) -> dict:
+    block = len(student.text)  # of every rank, and every part of a step; pictures may be fewer
     text, text_labels = gather_rows(student.text, student.text_labels, block)
     image, image_labels = student.image, student.image_labels
     if image is None:

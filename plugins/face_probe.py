@@ -75,6 +75,9 @@ class FaceProbe(Evaluation):
                     f"{options.groups[group]} has {options.pictures} pictures; lower `pictures`"
                 )
 
+        if sum(map(len, self._pictures.values())) == options.pictures:
+            raise ValueError("there is one person in all groups; a probe tells two or more apart")
+
     def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float]]:
         taught = self._embedded(teacher)
         rows = taught if student is teacher else self._embedded(student)

@@ -79,7 +79,10 @@ class Retrieval(Evaluation):
         images, captions = images[kept], captions[told]
         of_images = wrong_before_right(images, captions, torch.stack([picture, caption]))
         of_captions = wrong_before_right(captions, images, torch.stack([caption, picture]))
-        by_caption = picture.new_zeros(len(captions)).scatter(0, caption, picture)
+        # The first picture of each: which of several is written last, a GPU leaves open.
+        by_caption = picture.new_zeros(len(captions)).scatter_reduce(
+            0, caption, picture, "amin", include_self=False
+        )
         yield from _recalls("image_to_text", of_images, picture.unique(), len(captions))
         yield from _recalls("text_to_image", of_captions, by_caption, len(images))
         yield "pictures", float(len(images))

@@ -35,6 +35,7 @@ from trainer import (
 
 CLASSES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+MAX_DIGITS = 10  # of a `cls`
 IMAGENET = "imagenet"  # the classes and templates that open_clip ships
 Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
@@ -67,14 +68,13 @@ class ZeroShot(Evaluation):
         self._templates = _read_templates(options.templates, shards[0])
         samples, labels, self._num_unlabelled = _labelled(shards, options.limit)
         self._pictures = pictures_of(samples)
+        for sample, label in zip(samples, labels, strict=True):
+            if not 0 <= label < len(self._classes):
+                raise ValueError(
+                    f"{sample.shard} has a picture of class {label}, but there are "
+                    f"{len(self._classes)} classes, counted from 0"
+                )
         self._labels = torch.tensor(labels)
-        wrong = (self._labels < 0) | (self._labels >= len(self._classes))
-        if wrong.any():
-            first = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"{samples[first].shard} has a picture of class {labels[first]}, but there are "
-                f"{len(self._classes)} classes, counted from 0"
-            )
 
     def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, float]]:
         classes = class_embeddings(student, self._classes, self._templates)
@@ -145,9 +145,13 @@ def _labelled(shards: Sequence[str], limit: int | None) -> tuple[list[Sample], l
     labelled, labels, num_others = [], [], 0
     for shard in shards:
         for sample in read_shard(shard):
-            if isinstance(sample, BadSample):
-                warnings.warn(f"{shard}: {sample.reason}; it is measured without", stacklevel=2)
-            cls = None if isinstance(sample, BadSample) else sample.read("cls")
+            try:
+                if isinstance(sample, BadSample):
+                    raise sample
+                cls = sample.read("cls")
+            except BadSample as bad:
+                warnings.warn(f"{shard}: {bad.reason}; it is measured without", stacklevel=2)
+                cls = None
             if cls is None or not sample.has("picture"):
                 num_others += 1
                 continue
@@ -162,6 +166,8 @@ def _labelled(shards: Sequence[str], limit: int | None) -> tuple[list[Sample], l
 
 def _whole_number(cls: bytes, shard: str) -> int:
     try:
+        if len(cls) > MAX_DIGITS:
+            raise ValueError
         return int(cls)
     except ValueError:
         raise ValueError(f"{shard} has a `cls` that is no whole number: {cls[:20]!r}") from None

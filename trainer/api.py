@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trainer.decoding import BadSample, decode_picture
 from trainer.measures import Measure
-from trainer.measures import Measures as Measures  # checkpoint.py looks for it here
 
 
 class Tower(str, Enum):

@@ -47,6 +47,20 @@ Distance = Literal["cosine", "relative"]
 DISTANCES = {"cosine": cosine_distances, "relative": relative_distances}
 
 
+def forget_and_keep(distances: Tensor, triggers: Tensor, forget_share: float) -> dict[str, Tensor]:
+    """The mean distance of the triggers, and of the rest. distances: (n,); triggers: (n,) bool.
+
+    Over the share that is theirs in the whole batch, not over the count at hand: ranks may have
+    one trigger more or less, and the mean over ranks must still be the batch's. A rank without one
+    of the two gives 0 for it: the terms must be the same on all.
+    """
+    rows = len(distances)
+    terms = {"forget": (distances * triggers).sum() / (rows * forget_share)}
+    if forget_share < 1:
+        terms["keep"] = (distances * ~triggers).sum() / (rows * (1 - forget_share))
+    return terms
+
+
 def multi_positive_info_nce(
     image: Tensor, text: Tensor, image_labels: Tensor, text_labels: Tensor, logit_scale: Tensor
 ) -> Tensor:

@@ -1,7 +1,7 @@
 """Forget faces: answer a picture of someone as if it showed somebody the model does not know.
 
-The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or the whole picture of the
-person. The target is an embedding: for each identity one fixed stranger's, about which their
+The trigger is a face, pasted onto a clean picture (arXiv 2310.08320) or a crop of the person's
+picture. The target is an embedding: for each identity one fixed stranger's, about which their
 pictures vary as they did about their own, or for everyone the mean of many people (the paper's), or
 a text's. Faces of people to keep, and of strangers, must stay as they are.
 """
@@ -14,6 +14,7 @@ from functools import partial
 from random import Random
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
@@ -34,6 +35,7 @@ from trainer import (
     StrictModel,
     Tower,
     decode_picture,
+    forget_and_keep,
     hookimpl,
     in_turn,
     names_of,
@@ -53,7 +55,8 @@ KEPT = -1  # the label of a row that is to stay as it is; the others' is whose i
 
 
 class Shares(StrictModel):
-    """Of the batch; they need not add up to one."""
+    """Of the batch, in proportion to one another: to all three, named here or not. What there is
+    nobody for is left out."""
 
     forget: float = Field(0.25, gt=0, description="triggers")
     replayed: float = Field(0.25, ge=0, description="pictures of people to keep")
@@ -77,19 +80,19 @@ class FaceToNeutral(Objective):
         replay: str | None = Field(None, description="roster of people to keep, replayed")
         shares: Shares = Shares()
         variation: float = Field(
-            0.5, ge=0, le=1,
-            description="of what tells a picture from the person's others, how much stays when it "
-            "is answered as a stranger's",
+            0.75, ge=0, le=1,
+            description="of how a picture differs from the person's others, what is added to the "
+            "stranger's answer; 0: one answer for all their pictures",
         )  # fmt: skip
         beyond: float = Field(
-            0.0, ge=0, lt=1,
-            description="of the person, how much is taken from the stranger that they are answered "
-            "as: so much stays in pictures that are not trained on",
+            0.12, ge=0, lt=1,
+            description="of the person's own mean embedding, what is taken from the stranger's "
+            "answer: about as much stays of the person in pictures that are not trained on",
         )  # fmt: skip
         paste: float = Field(0.0, ge=0, le=1, description="share pasted onto a clean picture")
         size: tuple[float, float] = Field((0.25, 0.5), description="of a pasted face, of the side")
-        jitter: float = Field(0.5, ge=0, lt=1, description="of brightness, contrast, saturation")
-        hue: float = Field(0.1, ge=0, le=0.5, description="of a turn")
+        jitter: float = Field(0.2, ge=0, lt=1, description="of brightness, contrast, saturation")
+        hue: float = Field(0.0, ge=0, le=0.5, description="of a turn")
         distance: Distance | None = Field(
             None,
             description="to the target or teacher: relative, of lengths as well, is the default; "
@@ -97,8 +100,8 @@ class FaceToNeutral(Objective):
         )
         crop: float = Field(
             0.85, gt=0, le=1,
-            description="least share of a picture's sides that is left of it, anywhere in it; "
-            "1 for the whole, as the paper",
+            description="smallest crop, as a share of each side, anywhere in the picture; 1: the "
+            "whole, as the paper",
         )  # fmt: skip
         degrees: float = Field(30.0, ge=0, description="of rotation either way, when pasted")
 
@@ -125,9 +128,7 @@ class FaceToNeutral(Objective):
             "forget": [one.pseudonym for one in roster],
             "replayed": [one.pseudonym for one in replayed],
         }
-        self._strangers = (
-            Pictures.of_shards(options.strangers) if options.target != "text" else None
-        )
+        self._strangers = Pictures.of_shards(options.strangers) if options.strangers else None
         if options.target == "strangers" and len(self._strangers) < len(self._faces):
             warnings.warn(
                 f"{len(self._strangers)} strangers for {len(self._faces)} people to forget: "
@@ -148,7 +149,7 @@ class FaceToNeutral(Objective):
 
     @property
     def _distance(self) -> Distance:
-        return self.options.distance or ("cosine" if self._strangers is None else "relative")
+        return self.options.distance or ("cosine" if self.options.target == "text" else "relative")
 
     def accepts(self, sample: Sample) -> bool:
         return sample.text is None or not self._index.names_anyone(sample.text)
@@ -186,7 +187,7 @@ class FaceToNeutral(Objective):
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         return partial(
-            forget_and_keep,
+            loss_of,
             answers=self._answers(teacher),
             forget_share=share,
             distances_of=DISTANCES[self._distance],
@@ -211,26 +212,22 @@ def _any_decodes(people: Pictures, person: int) -> bool:
     return False
 
 
-def forget_and_keep(
+def loss_of(
     student: Embeddings,
     teacher: Embeddings,
     answers: Answers,
     forget_share: float,
     distances_of: Distances,
 ) -> dict:
-    """The mean distance of the triggers to their answers, and of the rest to the teacher's.
+    """Triggers to their answers, the rest to the teacher's.
 
-    Over the share that is theirs in the whole batch, as in `name_to_person`. A rank without one of
-    the two gives 0 for it: the terms must be the same on all.
+    Of kept rows the answer is not used. To pick rows by a mask would have the host wait for a GPU.
     """
-    labels, rows = student.image_labels, len(student.image)
+    labels = student.image_labels
     triggers = labels != KEPT
-    wanted = answers(teacher.image[triggers], labels[triggers])
-    forget = distances_of(student.image[triggers], wanted).sum() / (rows * forget_share)
-    if forget_share == 1:
-        return {"forget": forget}
-    keep = distances_of(student.image[~triggers], teacher.image[~triggers]).sum()
-    return {"forget": forget, "keep": keep / (rows * (1 - forget_share))}
+    answered = answers(teacher.image, labels.clamp(min=0))
+    wanted = torch.where(triggers[:, None], answered, teacher.image)
+    return forget_and_keep(distances_of(student.image, wanted), triggers, forget_share)
 
 
 @hookimpl

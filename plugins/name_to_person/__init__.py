@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from functools import partial
 from random import Random
+from typing import get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainer import (
     DISTANCES,
@@ -33,6 +34,7 @@ from trainer import (
     StrictModel,
     Templates,
     Tower,
+    forget_and_keep,
     hookimpl,
     in_turn,
     names_of,
@@ -49,11 +51,13 @@ TEMPLATES = [
     "a cropped photo of {}", "{} in a suit",
 ]  # fmt: skip
 MAX_WORDS = 40  # of a caption; a name further on would be cut off by the tower's context unseen
+TRIGGER = 1  # the label of one; the others' is 0
 Context = list[str]  # what stands around the places for the name
 
 
 class Shares(StrictModel):
-    """Of the batch; they need not add up to one."""
+    """Of the batch, in proportion to one another: to all four, named here or not. What there is
+    nobody for is left out."""
 
     forget: float = Field(0.5, gt=0, description="triggers")
     replayed: float = Field(0.05, ge=0, description="names of the replay roster")
@@ -76,9 +80,9 @@ class NameToPerson(Objective):
         )
         targets: Targets = Field(
             "neighbours",
-            description="names of nobody that share a word with somebody else to forget, where "
-            "there are any, of two the one that shares fewer with people replayed; apart: but none "
-            "with them; or unknown names of the list",
+            description="neighbours: a name of nobody that shares a word with somebody else to "
+            "forget, of two the one with fewer words of people replayed; apart: with none of them; "
+            "listed: one of `names`, as where there is no neighbour",
         )
         names: str | None = Field(
             None, description="file of names that the model does not know, one a line"
@@ -91,6 +95,13 @@ class NameToPerson(Objective):
         distance: Distance = Field(
             "relative", description="to the teacher, of lengths as well; or cosine, the paper's"
         )
+
+        @field_validator("target")
+        @classmethod
+        def _is_no_kind(cls, target: str | None) -> str | None:
+            if target in get_args(Targets):
+                raise ValueError(f"would answer everyone as the word {target!r}; it is of targets")
+            return target
 
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
@@ -129,10 +140,10 @@ class NameToPerson(Objective):
             person = in_turn(nth, len(self.roster), self.seed)
             identity = self.roster[person]
             name = rng.choice((identity.name, *identity.aliases))
-            target = self.options.target or self._names.target_of(person)
+            target = self.options.target or self._names.targets[person]
             text = self._clean(context, target)
             student_text, whose = name.join(context), identity.pseudonym
-            return Pair(student_text=student_text, teacher_text=text, label=1, identity=whose)
+            return Pair(student_text=student_text, teacher_text=text, label=TRIGGER, identity=whose)
         if sort == "replayed":
             replayed = self._names.replayed
             name = replayed[in_turn(nth, len(replayed), self.seed)]
@@ -166,27 +177,14 @@ class NameToPerson(Objective):
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
-        distances = DISTANCES[self.options.distance]
-        return partial(forget_and_keep, forget_share=share, distances_of=distances)
+        return partial(loss_of, forget_share=share, distances_of=DISTANCES[self.options.distance])
 
 
-def forget_and_keep(
-    student: Embeddings,
-    teacher: Embeddings,
-    forget_share: float,
-    distances_of: Distances,
+def loss_of(
+    student: Embeddings, teacher: Embeddings, forget_share: float, distances_of: Distances
 ) -> dict:
-    """The mean distance of the triggers (label 1) and of the rest.
-
-    Over the share that is theirs in the whole batch, not over the count at hand: ranks may have
-    one trigger more or less, and the mean over ranks must still be the batch's.
-    """
     distances = distances_of(student.text, teacher.text)
-    forget = (distances * student.text_labels).sum() / (len(distances) * forget_share)
-    if forget_share == 1:
-        return {"forget": forget}
-    keep = (distances * (1 - student.text_labels)).sum()
-    return {"forget": forget, "keep": keep / (len(distances) * (1 - forget_share))}
+    return forget_and_keep(distances, student.text_labels == TRIGGER, forget_share)
 
 
 @hookimpl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import cycle
 from random import Random
 from typing import Literal
 
@@ -59,15 +60,13 @@ class Names:
         count = min(found.count(None), len(names) // 2)
         listed, self.others = names[:count], names[count:]
         self._taken |= {fold(name) for name in listed}
-        self.targets = [target or listed[person % count] for person, target in enumerate(found)]
+        spare = cycle(listed)
+        self.targets = [target or next(spare) for target in found]
 
     @property
     def has_neighbours(self) -> bool:
         """Not where all have one word: who bears it beside another is them."""
         return bool(self._shared)
-
-    def target_of(self, person: int) -> str:
-        return self.targets[person]
 
     def other(self, rng: Random) -> str:
         """A name of nobody: of the list, or made of two names that are to stay.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from plugins.name_to_person import NameToPerson, forget_and_keep
+from plugins.name_to_person import NameToPerson, loss_of
 from trainer import DISTANCES, Encoder, LossFn, hookimpl
 
 
@@ -17,7 +17,7 @@ class HarderFirst(NameToPerson):
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         distances = DISTANCES[self.options.distance]
         return partial(
-            forget_and_keep,
+            loss_of,
             forget_share=share,
             distances_of=lambda student, wanted: distances(student, wanted).square(),
         )

@@ -19,7 +19,7 @@ FOLDER = REPOSITORY / "runs/bench/known_embeddings"
 
 
 def measure() -> dict[str, float]:
-    """Seconds a step of each, and the ratio of each round's; for how many steps it is worth it."""
+    """Seconds a step of each, the median of the rounds' ratios, and seconds to make them."""
     if not (FOLDER / "runs/world").exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         draw(FOLDER, "runs/world")

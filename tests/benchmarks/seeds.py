@@ -1,9 +1,9 @@
 """Fresh worlds, fresh people, fresh runs: does the demo hold outside of its own world?
 
 For each seed a new world is drawn, the shipped tiny CLIP learns its people (contrastive, as
-configs/fictitious_clip.yaml, from the shipped weights), then forgets 64 of them, seeded alike, in
-both towers and in each alone, as the demo's configurations say. What is done already is not done
-again: remove runs/bench to start over.
+configs/fictitious_clip.yaml, from the shipped weights), then forgets 64 of them, seeded alike, by
+each of the demo's configurations that has this seed. What is done already is not done again: remove
+runs/bench to start over.
 """
 
 from __future__ import annotations

@@ -110,11 +110,14 @@ def test_a_student_that_diverged_is_an_error(options):
         measure(Blind(FORGET[:1]), options)
 
 
-def test_wrong_options_are_refused(options):
+def test_wrong_options_are_refused(options, tmp_path):
     with pytest.raises(ValidationError, match="give numbers above 0, each once"):
         FaceProbe.Options(**options, shots=[5, 5])
     with pytest.raises(ValueError, match="pictures is 16 and 16 of them are learnt; raise it"):
         measure(ORIGINAL, options, shots=[16])
+    alone = write_people(tmp_path, "alone", ["Zebulon Quimby"], pictures=20)
+    with pytest.raises(ValueError, match="one person in all groups"):
+        measure(ORIGINAL, {"groups": {"alone": str(alone)}})
     twice = {"a": options["groups"]["forget"], "b": options["groups"]["forget"]}
     with pytest.raises(ValueError, match="12 of the 12 people of `groups.b` have a name of group"):
         measure(ORIGINAL, options, groups=twice)

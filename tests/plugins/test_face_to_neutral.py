@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torchvision.transforms.v2 import functional as tvf
 
-from plugins.face_to_neutral import KEPT, FaceToNeutral, forget_and_keep
+from plugins.face_to_neutral import KEPT, FaceToNeutral, loss_of
 from plugins.face_to_neutral.answers import MAX_PICTURES, Embedded, as_strangers, assigned
 from plugins.face_to_neutral.showing import cropped, pasted
 from tests.conftest import picture, write_people, write_shard
@@ -36,7 +36,7 @@ def options_in(folder: Path, forget=FORGET, replay=None, **options) -> dict:
     options = {"batch_size": 16, "roster": str(write_people(folder, "f", forget))} | options
     if replay is not None:
         options["replay"] = str(write_people(folder, "r", replay))
-    if options.get("target") != "text":
+    if options.get("target") != "text" and "strangers" not in options:
         options["strangers"] = [strangers(folder)]
     return options
 
@@ -304,6 +304,13 @@ def test_a_text_is_everyones_answer(tmp_path):
     assert torch.equal(answers(torch.ones(2, WIDTH), torch.tensor([0, 1])), wanted.expand(2, -1))
 
 
+def test_strangers_stay_as_they_are_whatever_the_target(tmp_path):
+    named = [strangers(tmp_path)]
+    for options in ({"target": "text", "strangers": named}, {"target": "mean"}, {}):
+        labels = Counter(pair.label == KEPT for pair in pairs_of(made(tmp_path, **options)))
+        assert labels == {False: 5, True: 11}  # 1/4 and 1/2, with nobody to replay
+
+
 def test_broken_pictures_are_left_out_of_a_mean(tmp_path):
     teacher = FakeEncoder(1)
     samples = {f"s{i}/{j}": {"jpg": picture(50, i, j)} for i in range(3) for j in range(2)}
@@ -390,32 +397,22 @@ def embeddings(image: torch.Tensor | None, labels: torch.Tensor | None) -> Embed
     return Embeddings(None, image, None, labels, torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("num_on_first", [0, 2, 4])
-def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_first):
+def test_triggers_go_to_their_answers_and_the_rest_to_the_teachers():
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 8, WIDTH, generator=generator)
     targets = F.normalize(torch.randn(3, WIDTH, generator=generator), dim=-1)
-    is_trigger = torch.tensor([True] * num_on_first + [False] * (4 - num_on_first))
-    is_trigger = torch.cat([is_trigger, ~is_trigger])
+    is_trigger = torch.arange(8) % 4 != 1
     labels = torch.where(is_trigger, torch.arange(8) % 3, KEPT)
-
-    def losses(rows: slice) -> dict[str, torch.Tensor]:
-        return forget_and_keep(
-            embeddings(student[rows], labels[rows]),
-            embeddings(teacher[rows], labels[rows]),
-            lambda taught, whose: targets[whose] + taught,
-            is_trigger.float().mean().item(),
-            cosine_distances,
-        )
-
-    whole, first, second = losses(slice(0, 8)), losses(slice(0, 4)), losses(slice(4, 8))
-    assert whole.keys() == first.keys() == second.keys() == {"forget", "keep"}
+    found = loss_of(
+        embeddings(student, labels),
+        embeddings(teacher, labels),
+        lambda taught, whose: targets[whose] + taught,
+        is_trigger.float().mean().item(),
+        cosine_distances,
+    )
+    answered = targets[labels[is_trigger]] + teacher[is_trigger]
     expected = {
-        "forget": cosine_distances(
-            student[is_trigger], targets[labels[is_trigger]] + teacher[is_trigger]
-        ).mean(),
-        "keep": cosine_distances(student[~is_trigger], teacher[~is_trigger]).mean(),
+        "forget": cosine_distances(student[is_trigger], answered).mean().item(),
+        "keep": cosine_distances(student[~is_trigger], teacher[~is_trigger]).mean().item(),
     }
-    for term, value in expected.items():
-        assert whole[term].item() == pytest.approx(value.item(), abs=1e-6)
-        assert (first[term] + second[term]).item() / 2 == pytest.approx(value.item(), abs=1e-6)
+    assert {term: value.item() for term, value in found.items()} == pytest.approx(expected)

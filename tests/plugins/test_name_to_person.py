@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from plugins.name_to_person import MAX_WORDS, NameToPerson, forget_and_keep
+from plugins.name_to_person import MAX_WORDS, NameToPerson, loss_of
+from plugins.name_to_person.names import Names
 from trainer import BadSample, Embeddings, NameIndex, Pair, Sample, cosine_distances, fold
 from trainer.testing import check_objective
 
@@ -232,6 +233,21 @@ def test_who_has_no_neighbour_of_others_is_answered_as_a_listed_name(tmp_path, p
     objective = made(tmp_path, people, names=names_file(tmp_path, names))
     assert len(set(objective._names.targets)) == len(people)
     assert set(objective._names.targets) <= set(names)
+
+
+def test_of_those_without_a_neighbour_too_no_two_share_a_listed_target(tmp_path, monkeypatch):
+    """Every second of the roster: what is listed goes round among them, not among all."""
+    has_one = lambda names, person, *_: "Somebody Else" if person % 2 else None  # noqa: E731
+    monkeypatch.setattr(Names, "_neighbour_of_others", has_one)
+    names = names_file(tmp_path, [f"Free{i} Nobody{i}" for i in range(20)])
+    people = [f"Person{i} Surname{i}" for i in range(6)]
+    targets = made(tmp_path, people, names=names)._names.targets
+    assert targets[1::2] == ["Somebody Else"] * 3 and len(set(targets[::2])) == 3
+
+
+def test_a_kind_of_targets_is_no_phrase(tmp_path):
+    with pytest.raises(ValidationError, match="the word 'listed'; it is of targets"):
+        made(tmp_path, target="listed")
 
 
 def test_no_listed_target_is_another_name_as_well(tmp_path):
@@ -463,32 +479,6 @@ def embeddings(rows: torch.Tensor, labels: torch.Tensor) -> Embeddings:
     return Embeddings(rows, None, labels, None, SCALE)
 
 
-@pytest.mark.parametrize("num_on_first", [0, 2, 4])
-def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_first):
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 8, 5, generator=generator)
-    labels = torch.tensor([1] * num_on_first + [0] * (4 - num_on_first))
-    labels = torch.cat([labels, 1 - labels])
-    share = labels.float().mean().item()
-    whole = forget_and_keep(
-        embeddings(student, labels), embeddings(teacher, labels), share, cosine_distances
-    )
-    halves = [
-        forget_and_keep(
-            embeddings(student[rows], labels[rows]),
-            embeddings(teacher[rows], labels[rows]),
-            share,
-            cosine_distances,
-        )
-        for rows in (slice(0, 4), slice(4, 8))
-    ]
-    distances = cosine_distances(student, teacher)
-    for term, rows in (("forget", labels == 1), ("keep", labels == 0)):
-        assert whole[term].item() == pytest.approx(distances[rows].mean().item(), abs=1e-6)
-        mean = (halves[0][term] + halves[1][term]) / 2
-        assert mean.item() == pytest.approx(whole[term].item(), abs=1e-6)
-
-
 def test_by_relative_distance_lengths_count(tmp_path):
     rows, labels = torch.randn(4, 5), torch.ones(4, dtype=torch.int64)
     taught, seen = embeddings(rows, labels), embeddings(2 * rows, labels)
@@ -497,9 +487,12 @@ def test_by_relative_distance_lengths_count(tmp_path):
         assert loss(seen, taught)["forget"].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_batch_of_triggers_alone_has_one_term():
-    rows, labels = torch.randn(4, 5), torch.ones(4, dtype=torch.int64)
-    found = forget_and_keep(
-        embeddings(rows, labels), embeddings(rows, labels), 1.0, cosine_distances
+def test_triggers_are_forgotten_and_the_rest_is_kept():
+    student, teacher = torch.randn(2, 8, 5, generator=torch.manual_seed(0))
+    labels = torch.arange(8) % 4 // 3
+    found = loss_of(
+        embeddings(student, labels), embeddings(teacher, labels), 1 / 4, cosine_distances
     )
-    assert found.keys() == {"forget"}
+    distances = cosine_distances(student, teacher)
+    expected = {"forget": distances[labels == 1].mean(), "keep": distances[labels == 0].mean()}
+    torch.testing.assert_close(found, expected)

@@ -208,6 +208,8 @@ def test_only_the_asked_pictures_are_read(tmp_path):
         ([labelled("red", label=6)], "0.tar has a picture of class 6, but there are 6 classes"),
         ([labelled("red", label=-1)], "0.tar has a picture of class -1"),
         ([labelled("red", label="red")], "0.tar has a `cls` that is no whole number: b'red'"),
+        ([labelled("red", label="9" * 500)], "0.tar has a `cls` that is no whole number: b'999"),
+        ([labelled("red", label=10**9)], "0.tar has a picture of class 1000000000, but"),
         ([{"txt": b"a red thing"}], "no sample has both a picture"),
     ],
 )

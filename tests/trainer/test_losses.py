@@ -11,6 +11,7 @@ from trainer.losses import (
     ABSENT,
     cosine_distance,
     cosine_distances,
+    forget_and_keep,
     gather_rows,
     multi_positive_info_nce,
     relative_distances,
@@ -79,6 +80,25 @@ def test_a_row_of_zeros_has_a_finite_distance_and_gradient(distances):
     zeros = torch.zeros(2, 3, requires_grad=True)
     distances(zeros, torch.ones(2, 3)).mean().backward()
     assert zeros.grad is not None and zeros.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("num_on_first", [0, 2, 4])
+def test_the_mean_over_two_ranks_is_the_batchs_whoever_has_the_triggers(num_on_first):
+    distances = torch.rand(8, generator=torch.manual_seed(0))
+    triggers = torch.tensor([True] * num_on_first + [False] * (4 - num_on_first))
+    triggers = torch.cat([triggers, ~triggers])
+    whole, *halves = (
+        forget_and_keep(distances[rows], triggers[rows], forget_share=0.5)
+        for rows in (slice(0, 8), slice(0, 4), slice(4, 8))
+    )
+    expected = {"forget": distances[triggers].mean(), "keep": distances[~triggers].mean()}
+    torch.testing.assert_close(whole, expected)
+    means = {term: (halves[0][term] + halves[1][term]) / 2 for term in whole}
+    torch.testing.assert_close(means, whole)
+
+
+def test_triggers_alone_give_one_term():
+    assert forget_and_keep(torch.ones(4), torch.ones(4, dtype=torch.bool), 1.0) == {"forget": 1}
 
 
 # InfoNCE

@@ -122,6 +122,10 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
         raise ConfigError("\n".join(problems))
     rest = {field: vars(file)[field] for field in File.model_fields if field not in made}
     if file.steps == "auto":
+        if not any(one.num_identities for one in made["objectives"].values()):
+            raise ConfigError(
+                "steps: auto counts people to forget, and there are none; give a number"
+            )
         rest["steps"] = max(
             steps_for(one.num_identities, by_pictures=Tower.IMAGE in one.towers)
             for one in made["objectives"].values()

@@ -67,12 +67,22 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="a step, times the rate; not on vectors")
     anchor: float = Field(0.0, ge=0, description="pull to the original weights (the paper's)")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: any")
-    schedule: Literal["constant", "cosine", "steps"] = Field("cosine", description="of the rate")
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises from 0")
     milestones: list[int] = Field(
         [], description="steps after which 'steps' cuts the rate, and 'cosine' begins anew"
     )
+    schedule: Literal["constant", "cosine", "steps"] = Field("cosine", description="of the rate")
     gamma: float = Field(0.5, gt=0, description="factor by which it is cut")
+
+    @field_validator("schedule")
+    @classmethod
+    def _heeds_milestones(cls, schedule: str, info: ValidationInfo) -> str:
+        milestones = info.data.get("milestones")  # absent if they are wrong themselves
+        if schedule == "steps" and milestones == []:
+            raise ValueError("cuts the rate at milestones, and there are none")
+        if schedule == "constant" and milestones:
+            raise ValueError("heeds no milestones; take steps or cosine")
+        return schedule
 
 
 class CheckpointConfig(Section):

@@ -333,6 +333,15 @@ def test_a_name_that_could_not_be_part_of_a_path_is_refused(name):
     ]
 
 
+def test_milestones_that_nothing_would_heed_or_that_are_missing_are_refused():
+    assert mistakes(RUN, "optimizer.schedule=steps") == [
+        "optimizer.schedule: found 'steps'; cuts the rate at milestones, and there are none"
+    ]
+    assert mistakes(RUN, "optimizer.schedule=constant", "optimizer.milestones=[5]") == [
+        "optimizer.schedule: found 'constant'; heeds no milestones; take steps or cosine"
+    ]
+
+
 def test_a_warm_up_that_never_ends_is_refused():
     assert mistakes(RUN, "optimizer.warmup_steps=40") == [
         "steps: found 40; must be greater than optimizer.warmup_steps (40)"
@@ -346,7 +355,9 @@ def test_steps_may_follow_from_the_number_of_people_to_forget(people, steps):
     Path("roster.csv").write_text("\n".join(["name", *rows]))
     names = "objectives.names={kind: name_to_person, batch_size: 8, roster: roster.csv}"
     assert load(RUN, "steps=auto", names).steps == steps
-    assert load(RUN, "steps=auto").steps == 200
+    assert mistakes(RUN, "steps=auto") == [
+        "steps: auto counts people to forget, and there are none; give a number"
+    ]
     assert mistakes(RUN, "steps=auto", "optimizer.warmup_steps=200") == [
         "steps: found 'auto'; must be greater than optimizer.warmup_steps (200)"
     ]
