@@ -10,8 +10,8 @@ from pathlib import Path
 STEPS = ("text_step", "image_step", "large", "contrastive_step")
 DATA = ("captions", "pictures", "resume", "people", "known_embeddings")
 FAST = (*DATA, "attack", *STEPS, "scaling")  # minutes
-SLOW = ("leakage", "seeds")  # an hour
-ON_REQUEST = ("thousands", "ablation")  # hours, after `make thousands-clip`
+SLOW = ("leakage", "seeds")  # hours
+ON_REQUEST = ("thousands", "ablation")  # days, after `make thousands`
 FILE = Path(__file__).parents[2] / "runs/bench/results.json"
 
 

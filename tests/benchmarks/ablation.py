@@ -1,7 +1,7 @@
 """What does each part of the recipe do? 1,024 names, 500 steps, one part changed at a time.
 
 By configs/fictitious_thousands.yaml, in the text tower alone of the world that `make
-thousands-clip` draws and learns. 500 steps are too few on purpose: what helps shows. What is done
+thousands` draws. 500 steps are too few on purpose: what helps shows. What is done
 already is not done again: remove runs/bench/ablation to start over.
 """
 

@@ -1,10 +1,10 @@
 """From a thousand people at once to one, ours and the paper's recipe: who is forgotten, who kept?
 
-In the world of 2,048 people that `make thousands-clip` draws and learns: 1 to 1,024 of them are
-forgotten by configs/fictitious_thousands.yaml in the text tower, the image tower, or both; and by
-the paper's recipe (configs/demo_paper.yaml) in as many steps of as many samples; all that once for
-each seed. What is done already is not done again: remove runs/bench/thousands to start over. After
-each run tests/benchmarks/thousands_*.svg are drawn of those that there are.
+In the world of 2,048 people that `make thousands` draws: 1 to 1,024 of them are forgotten by
+configs/fictitious_thousands.yaml in the text tower, the image tower, or both; and by the paper's
+recipe (configs/demo_paper.yaml) in as many steps of as many samples; all that once for each seed.
+What is done already is not done again: remove runs/bench/thousands to start over. After each run
+tests/benchmarks/thousands_*.svg are drawn of those that there are.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ OBJECTIVES = {
     "both": (*KEPT, "names", "faces"),
 }
 RECIPES = ("ours", "paper")
-WORLD = REPOSITORY / "runs/thousands/world"
+WORLD = REPOSITORY / "runs/thousands"
 HERE = Path(__file__).parent
 FORGOTTEN, UNSEEN = "identity_inference/forget", "identity_inference/unseen"
 
 
 def measure() -> dict[str, float]:
     """Prints a row for each run; of each, by recipe, towers and count, what it found."""
-    if not WORLD.exists():
-        raise SystemExit("there is no runs/thousands; make thousands-clip draws and learns it")
+    if not (WORLD / "world.json").exists():
+        raise SystemExit("there is no world in runs/thousands; make thousands draws it")
+    runs = list(product(OBJECTIVES, RECIPES, COUNTS))
+    for towers, recipe, count in runs:
+        write(recipe, towers, count)
     found: dict[str, float] = {}
     print(f"{'':<28}" + "".join(f"{measure:>14}" for measure in SHOWN))
-    for seed, towers, recipe, count in product(SEEDS, OBJECTIVES, RECIPES, COUNTS):
+    for seed, (towers, recipe, count) in product(SEEDS, runs):
         row = figures(results(recipe, towers, count, seed))
         print(f"{recipe + ' ' + towers:<14}{count:>6,}, seed {seed}" + written(row), flush=True)
         found |= {f"{recipe}, {towers}, {count}, seed {seed}: {name}": row[name] for name in row}
@@ -65,15 +68,23 @@ def folder(recipe: str, towers: str, count: int, seed: int) -> Path:
     return REPOSITORY / f"runs/bench/thousands/{recipe}_{towers}_{count}/seed_{seed}"
 
 
+def file_of(recipe: str, towers: str, count: int) -> Path:
+    """Of all seeds."""
+    return folder(recipe, towers, count, SEEDS[0]).parent.with_suffix(".yaml")
+
+
+def write(recipe: str, towers: str, count: int) -> None:
+    file = file_of(recipe, towers, count)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(configuration(recipe, towers, count), sort_keys=False))
+
+
 def results(recipe: str, towers: str, count: int, seed: int) -> dict[str, Any]:
     output = folder(recipe, towers, count, seed)
     path = output / "results.json"
     if not path.exists():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        file = output.parent.with_suffix(".yaml")  # the seeds' own
-        file.write_text(yaml.safe_dump(configuration(recipe, towers, count), sort_keys=False))
         overrides = [f"seed={seed}", f"output={output}", "checkpoint.every=null"]
-        train(REPOSITORY, str(file), *overrides)
+        train(REPOSITORY, str(file_of(recipe, towers, count)), *overrides)
     return json.loads(path.read_text())
 
 
@@ -85,7 +96,7 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
     raw = yaml.safe_load(Path(config("fictitious_thousands")).read_text())
     ours = raw["objectives"]
     if recipe == "paper":
-        paper = Path(config("demo_paper")).read_text().replace("runs/world", "runs/thousands/world")
+        paper = Path(config("demo_paper")).read_text().replace("runs/world", "runs/thousands")
         their = yaml.safe_load(paper)
         raw["model"] |= {"freeze": [], "freeze_norms": their["model"]["freeze_norms"]}
         keep = their["objectives"]["keep"]
