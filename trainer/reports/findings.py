@@ -136,7 +136,10 @@ def others(results: Results) -> list[Section]:
         if not is_other(name) or is_nothing:
             continue
         wanted = HALF if re.fullmatch(AREAS, name) else NONE
-        row = Row(spoken(rest or name), *pair, wanted, is_share=is_share(name))
+        label = spoken(rest or name)
+        if kind == "identity_inference":  # of all groups: the forgotten were known
+            label = re.sub("accuracy$", "who was ever known, told rightly", label)
+        row = Row(label, *pair, wanted, is_share=is_share(name))
         found.setdefault(kind, []).append(row)
     order = [*OTHERS, *(kind for kind in found if kind not in OTHERS)]
     return [Section(OTHERS.get(kind, spoken(kind)), found[kind]) for kind in order if kind in found]

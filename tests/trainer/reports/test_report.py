@@ -236,7 +236,10 @@ def test_what_was_measured_beside_the_accuracy_and_dropped_is_shown_as_well(tmp_
     more |= {"identity_inference/forget/dropped": 3.0, "zero_shot/colour/skipped": 0.0}
     folder, _ = run_folder(tmp_path, more, more)
     words = " ".join(Page(write_report(folder).read_text()).words.split())
-    assert "colour · top 5 99.1 % 99.1 %" in words and "together accuracy 87.6 % 87.6 %" in words
+    assert (
+        "colour · top 5 99.1 % 99.1 %" in words
+        and "who was ever known, told rightly 87.6 % 87.6 %" in words
+    )
     assert "forget · dropped 3 3" in words and "colour · skipped" not in words
 
 
