@@ -29,7 +29,8 @@ from trainer.models.export import export
 from trainer.optim import Pull, learning_rate, make_optimizer
 from trainer.planning.flops import Flops
 from trainer.runs.checkpoint import Checkpoints, first_not_finite, means_over_ranks
-from trainer.runs.run import LOSSES, Failures, Run, of_all
+from trainer.runs.metrics import LOSSES
+from trainer.runs.run import Failures, Run, of_all
 from trainer.runs.watch import Watch, traced
 from trainer.strategies.launching import PRECISIONS, Launch
 from trainer.strategies.pieces import put_together

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY, demo_without_attack
 from tests.distributed.test_strategies import STRATEGIES, trained
 from tests.trainer.runs.test_checkpoint import finished, launched
 from tests.warm_python import warm_python
-from trainer.runs.run import cut_metrics, failures_in
+from trainer.runs.metrics import cut_metrics, failures_in
 from trainer.system.failures import cause
 
 BREAKING = '''

@@ -27,10 +27,11 @@ from trainer.reports.report import REPORT, summary, write_report
 from trainer.reports.worst_off import turned
 from trainer.runs import same_run
 from trainer.runs.checkpoint import Checkpoints
+from trainer.runs.metrics import FAILED, cut_metrics, failures_in
 from trainer.runs.saved import CONFIG, Saved, find
 from trainer.runs.tracking import Trackers
 from trainer.strategies.spread import Spread
-from trainer.system.files import replace, replace_text
+from trainer.system.files import replace_text
 from trainer.system.interruption import EXIT_CODE, MARKER
 from trainer.system.lock import hold
 from trainer.system.progress_bars import progress
@@ -38,8 +39,6 @@ from trainer.system.versions import code_version
 
 # In a run's folder.
 CHECKPOINTS, METRICS, PEOPLE, ASKED = "checkpoints", "metrics.jsonl", "people.jsonl", "asked.sha256"
-FAILED = "failed"  # in a row of metrics
-LOSSES = "bad_samples"  # in each row of losses, which are told before a step is saved
 Failures = dict[str, str]  # an evaluation's name: why it gave nothing
 
 
@@ -236,32 +235,6 @@ class Run:
         self.accelerator.end_training()
         if self._lock is not None:
             os.close(self._lock)
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Rows of what came after a save go, which are taken again; so does a row that was cut off, or
-    that a power loss left unreadable, with all after it."""
-    rows = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        if not line.endswith(b"\n"):
-            break
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row["step"] < step or row["step"] == step and LOSSES in row:
-            rows.append(line)
-    replace(path, lambda aside: aside.write_bytes(b"".join(rows)))
-
-
-def failures_in(path: Path) -> list[dict[str, Any]]:
-    """Of all evaluations that a run's metrics.jsonl tells of: which, at which step, why."""
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return [
-        {"evaluation": name, "step": row["step"], "cause": why}
-        for row in rows
-        for name, why in row.get(FAILED, {}).items()
-    ]
 
 
 def set_aside(folder: Path) -> Path | None:
