@@ -18,8 +18,8 @@ test: .venv/installed
 	$(BIN)/pytest -n 2 $(IN_FILES) -m 'not slow'
 
 # The demo and its single towers, held to their bounds; streams at full size; many kills; Slurm and
-# two hosts, where they are installed and allowed. As .ci/run does, without what has to have the
-# machine to itself: make test-slow SLOW='slow and not long' FILES_AT_ONCE=2.
+# two hosts, where they are installed and allowed. As .ci/run does, without what takes both cores for
+# many minutes: make test-slow SLOW='slow and not long' FILES_AT_ONCE=2.
 test-slow: .venv/installed
 	$(BIN)/pytest -n $(FILES_AT_ONCE) $(IN_FILES) -m '$(SLOW)'
 

@@ -134,6 +134,7 @@ def test_killed_inside_a_save_in_three_ways_a_run_ends_with_the_weights_of_one_l
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_thirty_moments_a_run_ends_with_the_weights_of_one_left_alone(world):
     assert_survives(world, num_kills=30, seed=1, steps=100)
 
