@@ -86,9 +86,12 @@ class Chosen:
 class Showing:
     """A batch to what one model is shown of it, on its device."""
 
-    def __init__(self, towers: Towers, device: torch.device):
-        """towers: before they are wrapped."""
+    def __init__(self, towers: Towers, device: torch.device, is_teacher_whole: bool = True):
+        """towers: before they are wrapped. is_teacher_whole: on each rank, which needs no other's
+        part of it.
+        """
         self._towers, self._device = towers, device
+        self._in_parts = (STUDENT,) if is_teacher_whole else (STUDENT, TEACHER)
         self._pack: Callable[[Tensor], Tensor | Packed] | None = None
         pad_id = towers.text_forward.keywords["pad_id"]
         if device.type == "cuda" and takes_packed(towers.text, pad_id):
@@ -97,17 +100,19 @@ class Showing:
     def __call__(self, batch: Batch, pixels: Pixels, columns: Columns) -> Shown:
         """pixels: the batch's, on the device.
 
-        A student runs all its towers, on a blank where there are no rows: DDP and sharded weights,
-        be they frozen, would wait for one that a rank, or a part of a step, left out.
+        A student runs all its towers, on a blank where there are no rows, and so does a teacher in
+        parts: DDP and sharded weights, be they frozen, would wait for one that a rank, or a part of
+        a step, left out.
         """
         text, image = (Chosen.of(batch, *own) for own in columns)
         captions = self._captions(batch.tokens[text.seen]) if len(text.seen) else None
         pictures = pixels[image.seen] if len(image.seen) else None
         blank = set()
-        if columns == STUDENT and captions is None and self._towers.text is not None:
+        runs_all = columns in self._in_parts
+        if runs_all and captions is None and self._towers.text is not None:
             blank.add(Tower.TEXT)
             captions = self._send(self._towers.blank_caption())
-        if columns == STUDENT and pictures is None and self._towers.image is not None:
+        if runs_all and pictures is None and self._towers.image is not None:
             blank.add(Tower.IMAGE)
             pictures = self._towers.blank_picture(self._device)
         known = tuple(
@@ -165,11 +170,15 @@ def without_blanks(
     """A blank is none of a tower's rows, but as no rows it stands with the other's: its gradient is
     zeros. It is not left as an empty embedding, of which a loss may take the mean.
     """
-    if Tower.TEXT in blank and text is not None and image is not None:
-        return None, torch.cat([image, text[:0]])
-    if Tower.IMAGE in blank and text is not None and image is not None:
-        return torch.cat([text, image[:0]]), None
+    if Tower.TEXT in blank:
+        text, image = None, _with_no_rows(image, text)
+    if Tower.IMAGE in blank:
+        text, image = _with_no_rows(text, image), None
     return text, image
+
+
+def _with_no_rows(kept: Tensor | None, of: Tensor | None) -> Tensor | None:
+    return kept if kept is None or of is None else torch.cat([kept, of[:0]])
 
 
 def with_known(embedded: Tensor | None, known: Tensor | None) -> Tensor | None:

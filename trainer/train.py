@@ -72,7 +72,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
         watch = Watch(Flops.of(towers), accelerator, precision)
-        show = Showing(towers, device)
+        show = Showing(towers, device, config.memory.teacher == "whole")
         if config.memory.activation_checkpointing:
             clips.recompute_activations(towers, is_compiled(accelerator))
         # The student and its optimizer, nothing else: a teacher that is prepared would train.

@@ -24,7 +24,7 @@ from trainer.data.pixels import Pixels
 from trainer.data.skips import Skips
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
 from trainer.models.blocks import lean
-from trainer.models.clip import Towers, load, student_of
+from trainer.models.clip import Towers, load, replica, student_of
 from trainer.models.packing import Packed, pack
 from trainer.strategies.preparing import blocks_of
 from trainer.testing import FakeEncoder
@@ -195,3 +195,33 @@ def test_so_does_a_part_of_a_step_that_sees_captions_alone():
     """On two ranks, whose parts are one row each: without pictures are a rank's or a part's."""
     for found in on_ranks(2, gradients_of_a_rank, 2, 2):
         assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+def answers_of_a_rank(rank: int, ranks: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """By a teacher in parts; the second of two ranks sees captions alone."""
+    clip = load(ModelConfig(name=TINY))
+    lean(clip.model)
+    towers = Towers(clip, frozenset(Tower))
+    show = Showing(towers, CPU, is_teacher_whole=False)
+    teacher = replica(towers, CPU, torch.float32, "sharded")
+    pictures = Pixels((pixels(2, clip.prepare.size[0]),))
+    rows = {"contrast": all_columns(TAUGHT).chunk(ranks)[rank]}
+    batch = Batch(clip.tokenize(TEXTS), pictures, rows, Skips(), {}, frozenset())
+    with torch.no_grad():
+        seen = embed(teacher, show(batch, pictures, TEACHER))["contrast"]
+    return seen.text, seen.image
+
+
+TAUGHT = [[i, i, ABSENT, ABSENT, i, i if i < 2 else ABSENT] for i in range(4)]
+
+
+def test_a_teacher_in_parts_answers_a_rank_that_sees_captions_alone_and_the_other():
+    clip = load(ModelConfig(name=TINY))
+    with torch.no_grad():
+        seen = clip.tokenize(TEXTS), pixels(2, clip.prepare.size[0])
+        text, image, _ = Towers(clip, frozenset(Tower))(*seen)
+    (first, pictures), (second, none) = on_ranks(2, answers_of_a_rank, 2)
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
+    close(torch.cat([first, second]), text)
+    close(pictures, image)
+    assert none is None

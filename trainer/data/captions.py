@@ -85,7 +85,8 @@ def read_parquet(
             row = first + start
             for number, text in _rows(file, column, row, end):
                 yield _row_sample(f"{name}@{number}", shown, text)
-    except (pyarrow.ArrowException, OSError) as error:
+    # Of a damaged file pyarrow passes on whatever its parts could not make sense of.
+    except (pyarrow.ArrowException, OSError, IndexError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own: it cannot be read now, whatever is in it
         yield BadSample("parquet file cut off or damaged", shown)

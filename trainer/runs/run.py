@@ -76,17 +76,9 @@ class Run:
         (self.folder / MARKER).unlink(missing_ok=True)
         may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off()
         saved = find(self.folder / CHECKPOINTS) if may_go_on else None
-        # Now: who comes into a roster while the run trains is not whom it forgets.
-        people = to_forget(self.config.resolved())
-        self._num_asked = len({fold(one.name) for one in people})
-        self._asked = digest_of(one.pseudonym for one in people) if people else ""
-        asked = self.folder / ASKED
+        self._ask()
         if saved:
-            if asked.exists() and asked.read_text() != self._asked:
-                raise ValueError(
-                    f"{self.folder}: other people are to be forgotten now than when it began; "
-                    "restore the rosters, or begin anew with checkpoint.resume=never"
-                )
+            self._check_asked()
             cut_metrics(self.folder / METRICS, saved.step)
             for aside in (self.folder / CHECKPOINTS).glob("step-*.tmp"):  # a save that was cut off
                 shutil.rmtree(aside, ignore_errors=True)
@@ -96,9 +88,25 @@ class Run:
                 other = f", of another {', '.join(changes)}," if changes else ""
                 self.say(f"an earlier run{other} is kept as {kept}")
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(asked, self._asked)
+            replace_text(self.folder / ASKED, self._asked)
         replace_text(self.folder / CONFIG, config)
         return saved
+
+    def _ask(self) -> None:
+        """Whom it is to forget, as of now: who comes into a roster while it trains is not among
+        them."""
+        people = to_forget(self.config.resolved())
+        self._num_asked = len({fold(one.name) for one in people})
+        self._asked = digest_of(one.pseudonym for one in people) if people else ""
+
+    def _check_asked(self) -> None:
+        """That they are those of the run in the folder, which goes on."""
+        asked = self.folder / ASKED
+        if asked.exists() and asked.read_text() != self._asked:
+            raise ValueError(
+                f"{self.folder}: other people are to be forgotten now than when it began; "
+                "restore the rosters, or begin anew with checkpoint.resume=never"
+            )
 
     def _was_cut_off(self) -> bool:
         """Before its report, the last that it writes; and of this configuration."""

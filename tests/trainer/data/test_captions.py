@@ -94,6 +94,12 @@ def test_a_parquet_file_that_was_cut_is_one_bad_sample(tmp_path, kept):
     assert captions(path) == ["(parquet file cut off or damaged)"]
 
 
+def test_a_parquet_file_whose_columns_have_no_readable_name_is_one_bad_sample(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", ["first", "second"])
+    path.write_bytes(path.read_bytes().replace(b"caption", b"cap\xffion"))
+    assert captions(path) == ["(parquet file cut off or damaged)"]
+
+
 def test_a_parquet_file_that_cannot_be_read_now_is_an_error_of_the_system(tmp_path):
     (tmp_path / "a.parquet").symlink_to("a.parquet")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
