@@ -43,7 +43,8 @@ class Asking:
     """One attack with the names written otherwise.
 
     names: in the place of each candidate's; people: indices of those who have such a variant, and
-    one that no other candidate has as well; frame: a caption around each template's, or "{0}".
+    one that no other candidate has as well, as a model reads them; frame: a caption around each
+    template's, or "{0}".
     """
 
     names: list[str]
@@ -53,6 +54,11 @@ class Asking:
     def captions(self, template: str) -> list[str]:
         caption = self.frame.replace("{0}", template)
         return [caption.replace("{0}", name) for name in self.names]
+
+
+def as_read(name: str) -> str:
+    """Composed and in lower case, as CLIP's tokenizer reads."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def askings(
@@ -74,16 +80,26 @@ def askings(
     else:
         write = WRITERS[variant]
         written = [write(name, Random(f"{seed} {variant} {name}")) for name in candidates]
-        yield _asking(written, candidates, everyone)
+        # Who asks for these two wants them also where the tokenizer tells no case.
+        read = str if variant in ("lower", "upper") else as_read
+        yield _asking(written, candidates, everyone, read)
 
 
 def _asking(
-    written: Sequence[str | None], candidates: Sequence[str], everyone: Sequence[int]
+    written: Sequence[str | None],
+    candidates: Sequence[str],
+    everyone: Sequence[int],
+    read: Callable[[str], str] = as_read,
 ) -> Asking:
-    """written: of the first candidates or all; None or the name itself where it has no variant."""
+    """written: of the first candidates or all; None or the name itself, as it is read, where it has
+    no variant."""
     names = [new or old for new, old in zip_longest(written, candidates)]
-    bearers = Counter(names)
-    own = [i for i in everyone if names[i] != candidates[i] and bearers[names[i]] == 1]
+    bearers = Counter(map(as_read, names))  # two that are read alike tie: neither could be found
+    own = [
+        i
+        for i in everyone
+        if read(names[i]) != read(candidates[i]) and bearers[as_read(names[i])] == 1
+    ]
     return Asking(names, own)
 
 

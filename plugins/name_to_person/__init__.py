@@ -6,8 +6,8 @@ name that the model does not know, or one phrase for everyone ("a person", the p
 
 Beside the triggers, other names in the very same contexts must stay as they are, or the student
 learns the context instead of the name: people to keep, names of nobody, and recombined neighbours
-(the first name of one with the last name of another). None of these may name someone to forget, or
-someone who is to be measured as unseen.
+(the first name of one with the last name of another). None of these may name someone to forget; and
+no caption at all, not a trigger either, someone who is to be measured as unseen.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class NameToPerson(Objective):
         replayed = read_roster(options.replay) if options.replay else []
         refuse_named("never", unseen, forgotten, "to forget")
         refuse_named("replay", replayed, forgotten, "to forget")
-        refuse_named("replay", replayed, NameIndex(names_of(unseen)), "of `never`")
+        self._unseen = NameIndex(names_of(unseen))
+        refuse_named("roster", self.roster, self._unseen, "of `never`")
+        refuse_named("replay", replayed, self._unseen, "of `never`")
         targets = None if options.target else options.targets
         self._names = Names(self.roster, replayed, unseen, options.names, targets, seed)
         if options.target and self._names.unmentionable.names_anyone(options.target):
@@ -141,15 +143,15 @@ class NameToPerson(Objective):
             identity = self.roster[person]
             name = rng.choice((identity.name, *identity.aliases))
             target = self.options.target or self._names.targets[person]
-            text = self._clean(context, target)
-            student_text, whose = name.join(context), identity.pseudonym
+            text = self._clean(context, target, self._names.unmentionable)
+            student_text, whose = self._clean(context, name, self._unseen), identity.pseudonym
             return Pair(student_text=student_text, teacher_text=text, label=TRIGGER, identity=whose)
         if sort == "replayed":
             replayed = self._names.replayed
             name = replayed[in_turn(nth, len(replayed), self.seed)]
         else:
             name = self._names.other(rng) if sort == "other" else self._names.neighbour(rng)
-        text = self._clean(context, name)
+        text = self._clean(context, name, self._names.unmentionable)
         return Pair(student_text=text, teacher_text=text)
 
     def _context(self, caption: str, rng: Random) -> Context:
@@ -167,11 +169,12 @@ class NameToPerson(Objective):
             "".join(f" {word}" for word in words[place + 1 :]),
         ]
 
-    def _clean(self, context: Context, name: str) -> str:
+    @staticmethod
+    def _clean(context: Context, name: str, unmentionable: NameIndex) -> str:
         """The context with a name that may stand there. Raises BadSample where both together name
-        someone: "Joe" before " Doe at a gala"."""
+        someone unmentionable: "Joe" before " Doe at a gala"."""
         text = name.join(context)
-        if self._names.unmentionable.names_anyone(text):
+        if unmentionable.names_anyone(text):
             raise BadSample("a context that makes a name to forget")
         return text
 

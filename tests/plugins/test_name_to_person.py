@@ -412,6 +412,8 @@ def test_a_replayed_name_that_contains_one_to_forget_is_refused(tmp_path):
 def test_people_never_to_name_are_neither_forgotten_nor_replayed(tmp_path):
     message = overlap(tmp_path, never=[["Ann Poe"], FORGET[:2]])
     assert message.startswith("2 of the 3 people of `never` have a name to forget")
+    message = overlap(tmp_path, never=[["Ann Poe", "Quimby"]])  # who would be named in each trigger
+    assert message.startswith("1 of the 3 people of `roster` have a name of `never`")
     message = overlap(tmp_path, replay=KEPT, never=[KEPT[:1]])
     assert message.startswith("1 of the 3 people of `replay` have a name of `never`")
 
@@ -424,7 +426,8 @@ def test_a_target_that_names_someone_to_forget_is_refused(tmp_path):
 
 def test_no_row_names_someone_unseen_and_only_triggers_name_the_forgotten(tmp_path):
     people = ["Joe Doe", "Ann Poe"]
-    unseen = ["Joe Hallows", "Alma Poe"]
+    # The last two of a word before or after the place and one of a name to forget in it.
+    unseen = ["Joe Hallows", "Alma Poe", "Poe Joe", "Doe Hallows"]
     # Contexts that complete a name, and free names that are someone's.
     names = names_file(tmp_path, ["Joe", "Ann Poe", "joe  hallows", "Alma", "Max Free", "Eva Moe"])
     objective = made(
@@ -434,6 +437,7 @@ def test_no_row_names_someone_unseen_and_only_triggers_name_the_forgotten(tmp_pa
     for turn in range(2000):
         pair = pair_at(objective, turn, "Ann meets Poe and Hallows")
         assert not never.names_anyone(pair.teacher_text)
+        assert not never.names_anyone(pair.student_text)
         assert not forgotten.names_anyone(pair.teacher_text)
         assert forgotten.names_anyone(pair.student_text) == bool(pair.label)
 

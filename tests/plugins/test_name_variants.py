@@ -108,6 +108,23 @@ def test_each_alias_is_an_attack_of_its_own_and_others_keep_their_names():
     assert not list(askings("alias", [person("Joe Doe")], ["Joe Doe"], "", seed=0))
 
 
+def test_variants_are_told_apart_as_a_model_reads_them():
+    composed, apart = "Jos\u00e9 Roe", "Jose\u0301 Roe"
+    people = [
+        person("Joe Doe", "joey", "JOE DOE"),
+        person("Jane Roe", apart),
+        person("Al Poe", "A"),
+    ]
+    candidates = ["Joe Doe", "Jane Roe", "Al Poe", "JOEY", composed]
+    first, second = askings("alias", people, candidates, "", seed=0)
+    assert (first.people, second.people) == ([2], [])  # the others' tie, or are the name itself
+    (one,) = askings("unaccented", [person("\u1112\u1161\u11ab")], ["\u1112\u1161\u11ab"], "", 0)
+    assert one.people == []  # it is composed, no more
+    for variant in ("lower", "upper"):
+        (one,) = askings(variant, people, candidates[:3], "", seed=0)
+        assert one.people == [0, 1, 2]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_follow_from_the_seed_and_the_name_alone(variant):
     people = [person("Jane Roe", "Jenny"), person("Joe Doe", "Joey")]

@@ -8,6 +8,7 @@ from plugins.retrieval import Retrieval, wrong_before_right
 from tests.conftest import picture, write_shard
 from tests.plugins.lookup import RandomModel, direction, stacked
 from trainer import rate
+from trainer.data.samples import LocalSample
 from trainer.testing import check_evaluation
 
 
@@ -122,9 +123,19 @@ def test_what_has_no_caption_or_does_not_decode_is_skipped_and_counted(tmp_path)
     assert measures["image_to_text/recall_1"] == 1
 
 
-def test_only_as_many_pictures_as_asked_for_are_read(tmp_path):
+def test_only_as_many_pictures_as_asked_for_are_read(tmp_path, monkeypatch):
+    read, own = [], LocalSample.read
+
+    def noting(sample, part):
+        content = own(sample, part)
+        if part == "picture":
+            read.append(content)
+        return content
+
+    monkeypatch.setattr(LocalSample, "read", noting)
     shard, places = write_pairs(tmp_path, 12)
     measures = measure(Pairs(places), shards=shard, limit=7)
+    assert read == [b"picture %d" % i for i in range(7)]
     assert measures["pictures"] == 7
     assert "image_to_text/recall_5" in measures and "image_to_text/recall_10" not in measures
 
@@ -168,3 +179,6 @@ def test_shards_that_hold_no_pair_or_are_elsewhere_are_refused(tmp_path):
         Retrieval(Retrieval.Options(shards=shard), 0)
     with pytest.raises(ValueError, match="retrieval reads local shards; copy s3://"):
         Retrieval(Retrieval.Options(shards="s3://bucket/0.tar"), 0)
+    (tmp_path / "captions.PARQUET").write_bytes(b"")
+    with pytest.raises(ValueError, match="retrieval reads tars; .*captions.PARQUET is none"):
+        Retrieval(Retrieval.Options(shards=str(tmp_path / "captions.PARQUET")), 0)

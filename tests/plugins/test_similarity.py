@@ -162,7 +162,9 @@ def test_wrong_options_are_refused(options, changes, message):
 
 def test_files_that_hold_nothing_of_use_are_refused(options, tmp_path):
     shard = str(write_shard(tmp_path / "0.tar", {"a": {"json": "{}"}}))
+    (tmp_path / "captions.txt").write_text("a hat\n")
     for chosen, message in [
+        ({"shards": str(tmp_path / "captions.txt")}, "similarity reads tars; .*txt is none"),
         ({"shards": shard}, "no sample has a caption or a picture; name other shards"),
         ({"shards": "s3://bucket/0.tar"}, "similarity reads local shards; copy s3://"),
     ]:

@@ -240,6 +240,13 @@ def test_wrong_options_are_refused(tmp_path, options, error, message):
     assert message in str(caught.value)
 
 
+def test_captions_alone_are_refused(tmp_path):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red thing\n")
+    with pytest.raises(ValueError, match="zero_shot reads tars; .*captions.txt is none"):
+        ZeroShot(ZeroShot.Options(shards=str(captions), classes=["a", "b"], templates=["{c}"]), 0)
+
+
 def test_classes_that_are_not_utf_8_are_refused_naming_the_file(tmp_path):
     shard = write_benchmark(tmp_path, [labelled("red")], classes=["red", "blue"])
     (tmp_path / "classnames.txt").write_bytes("blå".encode("latin-1"))

@@ -126,3 +126,12 @@ def test_where_an_evaluation_fails_the_others_are_measured_and_the_code_is_1(
     cause = "ValueError: nothing to measure (broken_measure.py:8)"
     assert results["failed"] == [{"evaluation": "broken", "step": 0, "cause": cause}]
     assert "zero_shot/colour/accuracy" in results["after"]
+
+
+def test_no_model_is_told_of_where_none_is_written(small_world, monkeypatch, capsys):
+    monkeypatch.chdir(small_world)
+    demo_without_attack(small_world, "colour")
+    config = load_config("configs/colour.yaml", ["output=runs/measured-alone"])
+    evaluate_checkpoint(config, None)
+    told = capsys.readouterr().out
+    assert "\nreport: runs/measured-alone/report.html\n" in told and "model:" not in told

@@ -108,6 +108,7 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
         raise ConfigError("\n".join([*problems, f"plugins: {error}"])) from error
     objectives = _chosen("objectives", raw, registry.objectives, problems)
     evaluations = _chosen("evaluations", raw, registry.evaluations, problems)
+    problems += _named_as_groups(evaluations)
     # Only where every entry is right: a wrong one may have the weight.
     all_right = bool(objectives) and len(objectives) == len(raw["objectives"])
     if all_right and not any(options.weight for _, options in objectives.values()):
@@ -158,6 +159,21 @@ def _chosen(
         elif made := checked(offered[kind].Options, options, (section, str(name)), problems):
             found[name] = offered[kind], made
     return found
+
+
+def _named_as_groups(evaluations: Mapping[str, tuple[type[Evaluation], Any]]) -> list[str]:
+    """What is wrong with names: one's measures would be taken for those of a group of another."""
+    problems = []
+    for name, (cls, options) in evaluations.items():
+        groups = vars(options).get("groups")
+        if name == cls.kind and isinstance(groups, Mapping):  # its measures begin with the kind
+            problems += [
+                f"evaluations.{other}: {name}, of the same kind, has a group of that name; "
+                "rename the evaluation, or their measures are taken for each other's"
+                for other in groups
+                if other != name and other in evaluations and evaluations[other][0] is cls
+            ]
+    return problems
 
 
 def _made(section: str, chosen: dict, seed: int, problems: list[str]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from trainer.api import Objective, Sample, Source, Tower
 from trainer.configuration.sections import DataConfig
-from trainer.data.captions import LINES, PARQUET
 from trainer.data.index import Index, is_of, open_shard, path_beside, probe
 from trainer.data.samples import LocalSample
 from trainer.data.streams import expand_local
@@ -151,11 +150,7 @@ def _tars(sources: Sequence[str | Source]) -> list[str]:
     patterns = [
         pattern for one in sources for pattern in ([one] if isinstance(one, str) else one.shards)
     ]
-    found = expand_local(patterns, "data.embeddings")
-    for shard in found:
-        if shard.lower().endswith((*LINES, *PARQUET)):
-            raise ValueError(f"data.embeddings goes with tars; {shard} is none")
-    return [os.path.abspath(shard) for shard in found]
+    return [os.path.abspath(shard) for shard in expand_local(patterns, "data.embeddings")]
 
 
 @lru_cache(maxsize=MAX_OPEN_FILES)

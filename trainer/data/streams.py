@@ -20,6 +20,7 @@ import braceexpand
 import numpy as np
 
 from trainer.api import BadSample, Sample, Source
+from trainer.data.captions import LINES, PARQUET
 from trainer.data.readers import Reading, Share, read_share
 from trainer.system.addresses import is_remote, shown
 
@@ -52,10 +53,13 @@ def _is_compressed(url: str) -> bool:
 
 
 def expand_local(patterns: Sequence[str], reader: str) -> list[str]:
-    """For whom reads them at random. Raises ValueError, in its name, for shards elsewhere."""
+    """For whom reads them at random. Raises ValueError, in its name, for shards elsewhere and for
+    captions alone."""
     shards = expand(patterns)
     if remote := [shard for shard in shards if is_remote(shard)]:
         raise ValueError(f"{reader} reads local shards; copy {shown(remote[0])} to a disk")
+    if others := [shard for shard in shards if shard.lower().endswith((*LINES, *PARQUET))]:
+        raise ValueError(f"{reader} reads tars; {others[0]} is none")
     return shards
 
 

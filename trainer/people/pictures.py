@@ -201,14 +201,14 @@ def _entries_of(path: str, shown: str) -> list[_Entry]:
     try:
         if os.path.isdir(path):
             return _entries_of_folder(path)
-        if _is_picture(path):
+        if is_visible_picture(path):
             return [_Entry("", 0, os.path.getsize(path))]  # its own shard of one
         return _entries_of_shard(path, shown)
     except OSError as error:
         raise ValueError(f"{shown}: cannot be read: {error.strerror}") from None
 
 
-def _is_picture(name: str) -> bool:
+def is_visible_picture(name: str) -> bool:
     base = os.path.basename(name)
     stem, _, extension = base.rpartition(".")
     # Hidden ones are what macOS lays beside the pictures, under their names.
@@ -217,7 +217,7 @@ def _is_picture(name: str) -> bool:
 
 def _entries_of_folder(path: str) -> list[_Entry]:
     with os.scandir(path) as files:
-        found = [file for file in files if _is_picture(file.name) and file.is_file()]
+        found = [file for file in files if is_visible_picture(file.name) and file.is_file()]
         return sorted(_Entry("", file.name, file.stat().st_size) for file in found)
 
 
@@ -226,7 +226,7 @@ def _entries_of_shard(path: str, shown: str) -> list[_Entry]:
     for found in walk(path):
         if isinstance(found, BadSample):
             wrong[found.reason] += 1
-        elif _is_picture(found.name):
+        elif is_visible_picture(found.name):
             entries.append(_Entry(os.path.dirname(found.name), found.offset, found.size))
     for reason, times in wrong.items():
         warnings.warn(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,6 +15,7 @@ from braceexpand import braceexpand
 
 from trainer.api import BadSample
 from trainer.data.shards import PICTURES, walk
+from trainer.people.pictures import is_visible_picture
 from trainer.people.roster import Identity
 from trainer.system.addresses import is_remote
 
@@ -30,14 +31,23 @@ class Part(NamedTuple):
     remove: Callable[[], None]
 
 
-def parts_of(person: Identity, people: Sequence[Identity], roster: Path, begun: bool) -> list[Part]:
-    """Raises ValueError where their pictures cannot be told from those of others, or be removed.
+@contextmanager
+def without_paths(who: str, then: str) -> Iterator[None]:
+    """Raises ValueError for an OSError, whose own words tell the path: often the person's name."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{who}: {error.strerror}; {then}") from None
 
-    begun: an earlier attempt may have removed some.
+
+def parts_of(person: Identity, people: Sequence[Identity], who: str, begun: bool) -> list[Part]:
+    """Raises ValueError where their pictures are not there, or cannot be told from those of others,
+    or be removed; OSError where they cannot be read.
+
+    who: what a message may call their faces; begun: an earlier attempt may have removed some.
     """
     if person.faces is None:
         return []
-    who = f"faces of {person.pseudonym} in {roster}"
     if is_remote(person.faces):
         raise ValueError(f"{who} lie elsewhere; remove them there, clear `faces`, and ask again")
     paths = _paths_of(person.faces)
@@ -57,6 +67,8 @@ def parts_of(person: Identity, people: Sequence[Identity], roster: Path, begun: 
             parts.append(_whole(path))
         elif (part := _of_shard(path, person.id, is_shared, who)) is not None:
             parts.append(part)
+    if not begun and not any(part.pictures for part in parts):
+        raise ValueError(f"{who} have no picture; restore or mount them, or clear `faces`")
     return parts
 
 
@@ -119,8 +131,10 @@ def _of_shard(path: Path, folder: str, is_shared: bool, who: str) -> Part | None
         if isinstance(entry, BadSample):
             raise ValueError(f"{who}: {entry.reason}; nothing was removed, mend the shard first")
         entries.append(entry)
-    has_folders = any("/" in entry.name for entry in entries)
-    if not has_folders and is_shared:
+    # By what `Pictures` sees: other files may lie in folders where pictures do not.
+    visible = [one for one in entries if is_visible_picture(one.name)]
+    has_folders = any("/" in one.name for one in visible or entries)
+    if entries and not has_folders and is_shared:
         raise ValueError(f"{who}: a shard without folders is of several people; pack them anew")
     own = [one for one in entries if not has_folders or _is_in(one.name, folder)]
     if not own:

@@ -11,7 +11,14 @@ import yaml
 from trainer.people.fingerprints import digest_of
 from trainer.people.names import fold
 from trainer.people.roster import Identity, names_of, read_roster
-from trainer.people.suppression import RECORD, key_there, keyed_hash, read_record
+from trainer.people.suppression import (
+    ANY_ROSTER,
+    RECORD,
+    key_there,
+    keyed_hash,
+    read_record,
+    removed_at,
+)
 from trainer.reports.results import read_results
 from trainer.reports.worst_off import WON, read_people
 
@@ -45,7 +52,8 @@ def standings(roster: Path, run: Path) -> list[Standing]:
     forgotten, taught = (
         _by_name(key, [one for path in paths for one in people[path]]) for paths in (forget, teach)
     )
-    since = _taken_out_since(rows, set(forgotten.values()), digest, run)
+    removed = _taken_out_of({ANY_ROSTER, *(Path(path).name for path in forget)}, rows)
+    since = _taken_out_since(removed, set(forgotten.values()), digest, run)
     found_by = _found_by(run)
 
     def standing(row: Mapping[str, Any]) -> Standing:
@@ -105,15 +113,24 @@ def _people_of(roster: str, run: Path) -> list[Identity]:
     return read_roster(roster)
 
 
+def _taken_out_of(rosters: set[str], rows: Sequence[dict]) -> list[str]:
+    """Pseudonyms, in the order in which they were taken out of the last of these that had them."""
+    times = {
+        row["pseudonym"]: max(own)
+        for row in rows
+        if (own := [time for roster, time in removed_at(row).items() if roster in rosters])
+    }
+    return sorted(times, key=times.__getitem__)
+
+
 def _taken_out_since(
-    rows: Sequence[dict], asked: set[str], digest: str | None, run: Path
+    removed: Sequence[str], asked: set[str], digest: str | None, run: Path
 ) -> set[str]:
     """Whom the run was to forget and who was taken out of its rosters after it.
 
-    asked: the pseudonyms that are there now; digest: of those that were there when it ran. As the
-    record keeps its order, they are all from some row on.
+    removed: all who ever were, in their order: they are all from some one on. asked: the pseudonyms
+    that are there now; digest: of those that were there when it ran.
     """
-    removed = [row["pseudonym"] for row in sorted(rows, key=lambda row: row.get("removed_at", ""))]
     for start in range(len(removed), -1, -1):
         since = set(removed[start:])
         if digest is None or digest_of(asked | since) == digest:  # older runs have none

@@ -2,8 +2,9 @@
 
 What stays is a record.
 
-The record, `suppressed.jsonl` beside the roster, holds keyed hashes alone: with the roster's key,
-and only with it, a later roster can be checked for the name or for a picture that came back.
+The record, `suppressed.jsonl` beside the roster, holds of people keyed hashes alone: with the
+roster's key, and only with it, a later roster can be checked for the name or for a picture that
+came back.
 
 Nothing is half done: each file is replaced whole, the record is written before anything goes, and
 the row goes last. Whatever was interrupted, the same command again brings to its end.
@@ -17,20 +18,28 @@ import hmac
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trainer.api import BadSample
 from trainer.data.index import kept_of
 from trainer.people.names import fold
 from trainer.people.pictures import Pictures
-from trainer.people.removal import Part, clear, own_folders, parts_of, replace_whole
+from trainer.people.removal import (
+    Part,
+    clear,
+    own_folders,
+    parts_of,
+    replace_whole,
+    without_paths,
+)
 from trainer.people.roster import KEY_FILE, Identity, names_of, read_roster
 
 RECORD = "suppressed.jsonl"
+ANY_ROSTER = ""
 
 
 class Removed(NamedTuple):
@@ -57,7 +66,8 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
 
     index: a folder of indexes (`index --into`, `data.index`), from which theirs, and embeddings, go
     as well as from beside shards.
-    Raises ValueError and FileNotFoundError before anything is changed; their messages name nobody.
+    Raises ValueError and FileNotFoundError before anything is changed, ValueError also where files
+    cannot be removed; their messages name nobody.
     """
     with _locked(roster):
         rows = read_record(roster.parent / RECORD)
@@ -68,16 +78,24 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
         person = next((one for one in people if wanted in map(fold, names_of([one]))), None)
         if person is None:
             return None
-        begun = any(row["pseudonym"] == person.pseudonym for row in rows)
-        parts = parts_of(person, people, roster, begun)
-        folders = own_folders(person, people, roster)
+        # These faces: another roster of the folder may have other pictures. Records of older
+        # versions do not tell of which, and count for none: `faces` that such a version removed in
+        # part are to be restored or cleared.
+        faces = _hash_of_faces(person, roster)
+        own = next((row for row in rows if row["pseudonym"] == person.pseudonym), {})
+        begun = not faces.isdisjoint(own.get("faces", ()))
+        who = f"faces of {person.pseudonym} in {roster}"
+        with without_paths(who, "nothing was removed; let them be read, and ask again"):
+            parts = parts_of(person, people, who, begun)
+            folders = own_folders(person, people, roster)
         _record(person, parts, roster)
-        kept = _kept_of([part.path for part in parts if part.is_shard], index)
-        for one in kept:  # first: of a shard that was written anew it would be wrong
-            one.unlink()
-        for part in parts:
-            part.remove()
-        left = sum(map(clear, folders))
+        with without_paths(who, "let them and their indexes be removed, and ask again"):
+            kept = _kept_of([part.path for part in parts if part.is_shard], index)
+            for one in kept:  # first: of a shard that was written anew it would be wrong
+                one.unlink()
+            for part in parts:
+                part.remove()
+            left = sum(map(clear, folders))
         _remove_row(roster, person)
     shards = sum(part.is_shard for part in parts)
     pictures = sum(len(part.pictures) for part in parts)
@@ -128,16 +146,35 @@ def _record(person: Identity, parts: Sequence[Part], roster: Path) -> None:
     rows = {row["pseudonym"]: row for row in read_record(path)}
     names = [keyed_hash(key, "name", fold(one).encode()) for one in names_of([person])]
     pictures = [keyed_hash(key, "picture", data) for part in parts for data in part.pictures]
-    before = rows.get(person.pseudonym, {"names": [], "pictures": []})
+    before = rows.get(person.pseudonym, {"removed_at": {}, "names": [], "pictures": []})
+    now = datetime.now(timezone.utc).isoformat(timespec="microseconds")  # their order is told by it
     rows[person.pseudonym] = {
         "pseudonym": person.pseudonym,
-        "removed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "removed_at": {**removed_at(before), roster.name: now},
         "names": sorted({*before["names"], *names}),
         "pictures": sorted({*before["pictures"], *pictures}),
+        "faces": sorted({*before.get("faces", ()), *_hash_of_faces(person, roster)}),
         "key": _check_value(key),
     }
     lines = "".join(json.dumps(row) + "\n" for row in rows.values())
     replace_whole(path, lambda file: file.write(lines.encode()))
+
+
+def _hash_of_faces(person: Identity, roster: Path) -> set[str]:
+    """Of the place that `faces` names, from wherever and in whichever roster; of none nothing."""
+    if person.faces is None:
+        return set()
+    # Links are followed but for the last, which goes with the pictures.
+    folder, name = os.path.split(os.path.abspath(person.faces))
+    place = os.path.join(os.path.realpath(folder), name)
+    return {keyed_hash(_key_of(roster), "faces", os.fsencode(place))}
+
+
+def removed_at(row: Mapping[str, Any]) -> dict[str, str]:
+    """When a person was taken out last, by their roster's file name; older versions did not say of
+    which: `ANY_ROSTER`."""
+    found = row.get("removed_at", "")
+    return {ANY_ROSTER: found} if isinstance(found, str) else found
 
 
 def read_record(path: Path) -> list[dict]:

@@ -184,10 +184,17 @@ def attacked(results: Results) -> list[Group]:
     )
 
 
+def most_found(results: Results, groups: Sequence[Group]) -> Group | None:
+    """The people to forget, of several attacks by that which finds the most: that it finds is what
+    counts."""
+    asked = [group for group in groups if group.name == "forget"]
+    return max(asked, key=lambda group: results.pair(f"{group.path}/tpr")[1] or 0.0, default=None)
+
+
 def verdict(results: Results) -> str:
     asked = results.identities
-    groups = [group for group in attacked(results) if group.name == "forget"]
-    if not groups:
+    group = most_found(results, attacked(results))
+    if group is None:
         if not asked:
             return "Nobody was asked to be forgotten, and no attack on people to forget was run."
         failed = any(one.evaluation.startswith("identity_inference") for one in results.failures)
@@ -196,8 +203,7 @@ def verdict(results: Results) -> str:
             f"{count_people(asked)} asked to be forgotten, and {why}: "
             "nothing here says whether the model still knows them."
         )
-    # Of several attacks the one that finds the most: that it finds is what counts.
-    path = max(groups, key=lambda group: results.pair(f"{group.path}/tpr")[1] or 0.0).path
+    path = group.path
     num_attacked = results.count(f"{path}/people")
     found = [_people(measures, path) for measures in (results.before, results.after)]
     sentence = (
@@ -233,10 +239,18 @@ def harmonic_mean(results: Results) -> tuple[float, float] | None:
     """Of the pictures of the forgotten that are named wrong and of those to keep, unseen if there
     are, that are named right; before and after. As MACE (arXiv 2403.06135) has it: 1 is the best.
     """
-    paths = {group.name: group.path for group in reversed(attacked(results))}
+    groups = attacked(results)
+    forget = most_found(results, groups)
+    if forget is None:
+        return None
+    # Those to keep by the same attack where it has them: others may have other names to choose.
+    attack = forget.path.removesuffix("forget")
+    paths = {group.name: group.path for group in reversed(groups)}
+    paths |= {group.name: group.path for group in groups if group.path == attack + group.name}
     for kept_group in ("unseen", "replayed"):
         named = [
-            results.pair(f"{paths.get(group)}/picture_accuracy") for group in ("forget", kept_group)
+            results.pair(f"{path}/picture_accuracy")
+            for path in (forget.path, paths.get(kept_group))
         ]
         if None not in (*named[0], *named[1]):
             before, after = (

@@ -25,6 +25,7 @@ from trainer.reports.findings import (
     harmonic_mean,
     kept,
     last_part,
+    most_found,
     others,
     sections,
     spoken,
@@ -66,7 +67,7 @@ def write_report(run: Path, path: Path | None = None, shows_people: bool = False
     groups = attacked(results)
     rest = others(results)
     judgements = judged(results)
-    harmed = worst_off(read_people(run))
+    harmed = worst_off(read_people(run), groups)
     return write_page(
         path or run / REPORT,
         "report.html.jinja",
@@ -155,6 +156,8 @@ def _tiles(
     """For who has a minute."""
     tiles = []
     by_name = {group.name: group for group in reversed(groups)}
+    if found_most := most_found(results, groups):
+        by_name[found_most.name] = found_most
     for name, title, is_kept in (
         ("forget", "People to forget who are found", False),
         ("unseen", "People to keep who are found", True),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.reports.findings import GROUPS, LOST, NONE, SAME, WON_BACK
+from trainer.reports.findings import GROUPS, LOST, NONE, SAME, WON_BACK, Group
 from trainer.statistics import Estimate, rate
 
 WON = "prompts_won"  # of one person, how many prompts named them
@@ -42,10 +42,22 @@ def turned(rows: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
     return {name: rate(sum(ones), len(ones)) for name, ones in found.items()}
 
 
-def worst_off(rows: Iterable[Mapping[str, Any]]) -> list[Kept]:
-    """Who lost prompts of the attack, most first."""
-    harmed = [one for _, one in _kept(rows) if one.after < one.before]
-    return sorted(harmed, key=lambda one: (one.after - one.before, one.after, one.identity))
+def worst_off(rows: Iterable[Mapping[str, Any]], groups: Sequence[Group]) -> list[Kept]:
+    """Who lost prompts of the attack, most first; of several attacks each person's worst.
+
+    groups: those attacked. Attacks may have other numbers of prompts: the share of them counts.
+    """
+    num_prompts = {group.path: group.num_prompts for group in groups}
+    harmed = [
+        ((one.after - one.before) / (num_prompts.get(f"{path}/{one.group}") or 1), one)
+        for path, one in _kept(rows)
+        if one.after < one.before
+    ]
+    harmed.sort(key=lambda found: (found[0], found[1].after, found[1].identity))
+    worst: dict[str, Kept] = {}
+    for _, one in harmed:
+        worst.setdefault(one.identity, one)
+    return list(worst.values())
 
 
 def _kept(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Kept]]:

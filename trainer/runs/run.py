@@ -234,7 +234,9 @@ class Run:
             replace_text(self.folder / PEOPLE, "".join(json.dumps(row) + "\n" for row in found))
         replace_text(self.folder / "results.json", json.dumps(results, indent=2))
         page = write_report(self.folder)
-        self.say(f"\n{summary(results)}\n\nreport: {page}\nmodel:  {self.folder / 'model'}")
+        model = self.folder / "model"
+        written = f"\nmodel:  {model}" if model.is_dir() else ""  # who measures alone writes none
+        self.say(f"\n{summary(results)}\n\nreport: {page}{written}")
 
     def end(self) -> None:
         """Nothing is written any more."""

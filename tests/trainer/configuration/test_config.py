@@ -414,6 +414,21 @@ def test_what_an_objective_finds_wrong_when_made_is_told_with_its_path():
     assert mistakes(text) == ["objectives.keep: roster absent.csv is not there"]
 
 
+def test_an_evaluation_named_as_a_group_of_one_of_its_kind_is_refused():
+    evaluations = """\
+evaluations:
+  identity_inference: &attack
+    {kind: identity_inference, groups: {forget: a.csv, kept: b.csv}, distractors: c.txt}
+  forget: {<<: *attack, pictures: 3}
+  harder: {<<: *attack, pictures: 4}
+  kept: {kind: zero_shot, shards: 0.tar}
+"""
+    assert mistakes(RUN + evaluations) == [
+        "evaluations.forget: identity_inference, of the same kind, has a group of that name; "
+        "rename the evaluation, or their measures are taken for each other's"
+    ]
+
+
 def test_every_bad_row_of_a_roster_is_told_below_the_objectives_path():
     Path("people.csv").write_text("name,id\n,1\n,2\n")
     text = RUN.replace("kind: preserve", "kind: name_to_person, target: x, roster: people.csv")

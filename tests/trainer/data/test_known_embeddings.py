@@ -287,7 +287,7 @@ def test_two_processes_make_what_one_does(tiny_clip, config, shards):
     "override, told",
     [
         ("memory.teacher=sharded", "does not go with data.embeddings"),
-        ("data.shards=captions.txt", "data.embeddings goes with tars"),
+        ("data.shards=captions.txt", "data.embeddings reads tars; captions.txt is none"),
         ("data.shards=https://example.org/0.tar", "data.embeddings reads local shards"),
     ],
 )

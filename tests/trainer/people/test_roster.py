@@ -35,7 +35,8 @@ def refusal(path: Path, kind: type[Exception] = ValueError) -> str:
     error: BaseException | None = raised.value
     while error is not None:
         assert not any(name.lower() in str(error).lower() for name in NAMES)
-        error = None if error.__suppress_context__ else error.__cause__ or error.__context__
+        # As Python prints it: `raise X from Y` hides the context, and prints Y.
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return str(raised.value)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import tarfile
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -188,10 +190,10 @@ def test_indexes_elsewhere_are_told_of_and_their_folder_is_an_option(tmp_path):
 
 
 def test_nobody_of_that_name_changes_nothing(roster):
+    read_roster(roster)  # makes the key of the pseudonyms
     before = everything(roster.parent)
     assert forget_me(roster, "Nobody At All") is None
-    before_key = everything(roster.parent)
-    assert len(before_key) - len(before) in (0, 32 + len(str(roster.parent / "pseudonyms.key")))
+    assert everything(roster.parent) == before
 
 
 def dies_at(roster: Path, number: int) -> bool:
@@ -252,7 +254,7 @@ def test_the_record_has_no_name_and_is_of_its_owner_alone(roster):
     record = roster.parent / RECORD
     [row] = [json.loads(line) for line in record.read_text().splitlines()]
     assert row["pseudonym"] == pseudonym
-    assert row.keys() == {"pseudonym", "removed_at", "names", "pictures", "key"}
+    assert row.keys() == {"pseudonym", "removed_at", "names", "pictures", "faces", "key"}
     assert record.stat().st_mode & 0o077 == 0
 
 
@@ -363,6 +365,131 @@ def test_a_damaged_shard_is_refused(tmp_path):
     shard = tmp_path / "people.tar"
     shard.write_bytes(shard.read_bytes()[:-12_000])
     refused(roster, "shard cut off or damaged; nothing was removed, mend the shard first")
+
+
+def of_two_folders(folder: Path, attack: str = "attack/b") -> tuple[Path, Path]:
+    """Two rosters of one person: the pictures that train, and those of the attack."""
+    rosters = []
+    for i, (name, faces) in enumerate({"roster": "faces/b", "attack_roster": attack}.items()):
+        (folder / faces).mkdir(parents=True, exist_ok=True)
+        (folder / faces / "0.jpg").write_bytes(picture(1, i))
+        rosters.append(folder / f"{name}.csv")
+        rosters[i].write_text(f"name,faces\n{GONE},{faces}\n{NAMES[0]},\n")
+    return rosters[0], rosters[1]
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_pictures_of_a_second_roster_that_are_not_there_are_refused(tmp_path, is_empty):
+    first, second = of_two_folders(tmp_path)
+    (tmp_path / "attack").rename(tmp_path / "elsewhere")
+    if is_empty:  # where they would be mounted
+        (tmp_path / "attack/b").mkdir(parents=True)
+    assert forget_me(first, GONE)
+    refused(second, "restore or mount them, or clear `faces`")
+    (tmp_path / "attack/b").rmdir() if is_empty else (tmp_path / "attack").mkdir()
+    (tmp_path / "elsewhere/b").rename(tmp_path / "attack/b")
+    removed = forget_me(second, GONE)
+    assert removed and removed.pictures == 1
+
+
+def test_two_rosters_of_the_same_pictures_are_both_left(tmp_path, monkeypatch):
+    first, second = of_two_folders(tmp_path, attack="./faces/../faces/b/")
+    assert forget_me(first, GONE) and not (tmp_path / "faces/b").exists()
+    monkeypatch.chdir(tmp_path.parent)
+    removed = forget_me(Path(tmp_path.name, second.name), GONE)
+    assert removed and removed.pictures == 0
+
+
+def test_a_record_of_older_versions_counts_for_no_faces(tmp_path):
+    first, second = of_two_folders(tmp_path)
+    forget_me(first, GONE)
+    row = json.loads((tmp_path / RECORD).read_text())
+    del row["faces"]
+    (tmp_path / RECORD).write_text(json.dumps(row | {"removed_at": "2025-01-01T00:00:00+00:00"}))
+    (tmp_path / "attack").rename(tmp_path / "elsewhere")
+    refused(second, "are not there, or not all; restore or mount them, or clear `faces`")
+    (tmp_path / "elsewhere").rename(tmp_path / "attack")
+    assert forget_me(second, GONE)
+
+
+@pytest.mark.parametrize("other", ["meta/info.json", "__MACOSX/._0.jpg"])
+def test_what_is_no_picture_does_not_make_a_shard_one_of_folders(tmp_path, other):
+    roster = in_shards_of_their_own(tmp_path)
+    with tarfile.open(tmp_path / "1.tar", "a") as tar:
+        entry = tarfile.TarInfo(other)
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    theirs = contents(roster)[GONE]
+    removed = forget_me(roster, GONE)
+    assert removed and removed.pictures >= len(theirs) == 3 and removed.shards == 1
+    assert not (tmp_path / "1.tar").exists()
+
+
+def test_a_shard_of_others_that_was_left_empty_hinders_nobody(tmp_path):
+    for i in range(3):
+        write_shard(tmp_path / f"{i}.tar", {f"own{i}/0": {"jpg": picture(i)}})
+    roster = tmp_path / "people.csv"
+    rows = [f'{name},"{{0..2}}.tar",own{i}' for i, name in enumerate(NAMES[:3])]
+    roster.write_text("\n".join(["name,faces,id", *rows]))
+    for name in NAMES[:2]:
+        removed = forget_me(roster, name)
+        assert removed and removed.pictures == 1
+
+
+def test_a_shard_without_a_picture_of_theirs_is_refused(tmp_path):
+    roster = in_shards(tmp_path)
+    text = roster.read_text()
+    own = next(one.id for one in read_roster(roster) if one.name == GONE)
+    roster.write_text(text.replace(own, "another"))
+    assert roster.read_text() != text
+    refused(roster, "have no picture; restore or mount them, or clear `faces`")
+
+
+def denying(act, denied: Path):
+    """A root that runs the tests is denied nothing."""
+
+    def acting(path, *arguments, **options):
+        if Path(path) == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return act(path, *arguments, **options)
+
+    return acting
+
+
+def test_pictures_that_cannot_be_read_are_told_without_their_path(tmp_path):
+    roster = in_folders(tmp_path)
+    own = tmp_path / "faces" / GONE
+    message = "in .*people.csv: Permission denied; nothing was removed; let them be read, and ask"
+    for owner, name, denied in ((os, "listdir", own), (Path, "read_bytes", own / "1.jpg")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, denying(getattr(owner, name), denied))
+            with pytest.raises(ValueError, match=message) as caught:
+                forget_me(roster, GONE)
+        assert "Bertrand" not in str(caught.value) and caught.value.__suppress_context__
+    assert len(contents(roster)[GONE]) == 3
+
+
+@pytest.mark.parametrize("what", ["picture", "shard", "index"])
+def test_what_cannot_be_removed_is_told_without_its_path_and_again_ends_it(tmp_path, what):
+    roster = in_folders(tmp_path) if what == "picture" else in_shards(tmp_path)
+    if what == "picture":
+        denied = tmp_path / "faces" / GONE / "1.jpg"
+    else:
+        denied = (
+            tmp_path / ".people.tar.tmp" if what == "shard" else tmp_path / "people.tar.index.npz"
+        )
+        denied.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", denying(os.unlink, denied))
+        with pytest.raises(
+            ValueError, match="let them and their indexes be removed, and"
+        ) as caught:
+            forget_me(roster, GONE)
+    assert str(denied) not in str(caught.value) and caught.value.__suppress_context__
+    if what != "picture":
+        denied.rmdir()
+    assert forget_me(roster, GONE)
+    assert b"Bertrand" not in everything(tmp_path)
 
 
 def test_a_roster_that_is_not_there_is_told(tmp_path):
@@ -582,6 +709,71 @@ def test_who_was_taken_out_of_the_runs_own_roster_after_it_counts_as_forgotten(t
     forget_me(roster, NAMES[2])
     code, lines = checked(roster, run)
     assert code == 1  # the first was gone before it ran
+    assert [f": {NOT_ATTACKED}" in line for line in lines] == [False, True, True]
+
+
+def two_rosters(folder: Path, *names: str) -> tuple[Path, Path]:
+    """Requests, and the same people of an attack."""
+    paths = folder / "requests.csv", folder / "attack.csv"
+    for path in paths:
+        path.write_text("\n".join(["name", *names, "Nobody Else"]) + "\n", encoding="utf-8")
+    return paths
+
+
+class Hourly(datetime):
+    """An hour later whenever it is asked."""
+
+    asked = 0
+
+    @classmethod
+    def now(cls, tz=None):
+        cls.asked += 1
+        return datetime(2026, 1, 1, tzinfo=tz) + timedelta(hours=cls.asked)
+
+
+@pytest.mark.parametrize("is_of_two", [False, True])
+def test_who_is_taken_out_of_another_roster_later_does_not_hide_whom_a_run_forgot(
+    tmp_path, monkeypatch, is_of_two
+):
+    monkeypatch.setattr("trainer.people.suppression.datetime", Hourly)
+    requests, attack = two_rosters(tmp_path, *NAMES)
+    forget_me(requests, NAMES[0])
+    objectives = {"names": {"roster": str(requests)}}
+    if is_of_two:
+        objectives["faces"] = {"roster": roster_of(tmp_path / "own", "Xaver Unbekannt")}
+    run = finished(tmp_path, objectives)
+    forget_me(requests, NAMES[2])
+    before = checked(requests, run)
+    assert [f": {NOT_ATTACKED}" in line for line in before[1]] == [False, True]
+    forget_me(attack, NAMES[0])
+    assert checked(requests, run) == before
+
+
+def test_who_was_taken_out_of_another_roster_first_counts_as_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.people.suppression.datetime", Hourly)
+    requests, attack = two_rosters(tmp_path, *NAMES)
+    forget_me(attack, NAMES[0])
+    forget_me(requests, NAMES[1])
+    run = finished(tmp_path, {"names": {"roster": str(requests)}})
+    forget_me(requests, NAMES[0])
+    _, lines = checked(requests, run)
+    assert [f": {NOT_ATTACKED}" in line for line in lines] == [True, False]
+
+
+def test_times_of_older_versions_count_for_every_roster(tmp_path):
+    requests, attack = two_rosters(tmp_path, *NAMES)
+    forget_me(requests, NAMES[0])
+    run = finished(tmp_path, {"names": {"roster": str(requests)}})
+    forget_me(requests, NAMES[1])
+    rows = [json.loads(line) for line in (tmp_path / RECORD).read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["removed_at"] = f"2025-01-0{i + 1}T00:00:00+00:00"
+    (tmp_path / RECORD).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = checked(requests, run)
+    assert [f": {NOT_ATTACKED}" in line for line in before[1]] == [False, True]
+    forget_me(attack, NAMES[0])
+    forget_me(requests, NAMES[2])
+    _, lines = checked(requests, run)
     assert [f": {NOT_ATTACKED}" in line for line in lines] == [False, True, True]
 
 

@@ -6,7 +6,7 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from tests.trainer.run_folders import NO_NAMES, full_run, measures, run_folder
+from tests.trainer.run_folders import NO_NAMES, full_run, measures, person, run_folder
 from trainer.reports.curves import found_charts
 from trainer.reports.findings import harmonic_mean
 from trainer.reports.report import summary, write_report
@@ -222,6 +222,30 @@ def test_of_several_attacks_the_first_sentence_tells_the_one_that_finds_the_most
     harder = {name.replace("y_inference", "y_inference/harder"): v for name, v in before.items()}
     _, results = run_folder(tmp_path, before | harder, after | harder)
     assert "found 64 before and 64 after" in " ".join(summary(results).split())
+
+
+def test_of_several_attacks_the_first_tile_and_the_one_figure_are_of_the_same(tmp_path):
+    before, after = measures(0, 0.97), measures(64, 0.97)
+    found = {name: value for name, value in before.items() if "accuracy" in name}
+    found |= {"identity_inference/forget/tpr": 0.75, "identity_inference/forget/people": 48.0}
+    found |= {"identity_inference/forget/picture_accuracy": 0.75}
+    found |= {"identity_inference/unseen/tpr": 1.0}
+    found |= {"identity_inference/unseen/picture_accuracy": 0.5}
+    harder = {name.replace("y_inference", "y_inference/harder"): v for name, v in found.items()}
+    folder, results = run_folder(tmp_path, before | harder, after | harder)
+    words = Page(write_report(folder).read_text()).words
+    assert "found 75.0 % before and 75.0 % after" in words
+    first = words[words.index("People to forget who are found") :][:80]
+    assert "75.0 % → 75.0 %" in first and "of 48 people" in words
+    figure = harmonic_mean(Results.of(results))
+    assert figure is not None and figure[1] == pytest.approx(2 / (1 / 0.25 + 1 / 0.5))
+
+
+def test_the_page_counts_each_person_once_whatever_the_number_of_attacks(tmp_path):
+    people = [person(f"{i:016x}", "unseen", 21, 20) for i in range(3)]
+    people += [one | {"measure": "identity_inference/harder/people"} for one in people]
+    folder, _ = run_folder(tmp_path, measures(0, 0.97), measures(63, 0.96), people=people)
+    assert "3 people to keep are found by fewer prompts" in write_report(folder).read_text()
 
 
 def test_who_is_found_by_another_writing_is_told_at_once(tmp_path):
