@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.conftest import REPOSITORY, picture, write_shard
@@ -50,7 +51,7 @@ def test_there_is_one_for_each_model_and_each_of_names_faces_and_both():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_plans_without_weights_and_fits_as_its_header_says(path, world, monkeypatch):
     monkeypatch.chdir(world)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     header = path.read_text().partition("model:")[0]
     launch = Launch.of_file(REPOSITORY / re.search(r"--launch (\S+)", header)[1])
     shards = f"data.shards={world}/{{00000..00007}}.tar"

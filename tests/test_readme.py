@@ -8,11 +8,14 @@ import re
 import sys
 from textwrap import dedent
 
+import click
 import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
+from trainer.cli import cli
 from trainer.configuration.config import load_config, validate
+from trainer.registry import load_plugins
 from trainer.testing import check_objective
 from trainer.train import train
 
@@ -85,6 +88,39 @@ def test_the_plugin_keeps_the_contract_and_trains(in_world):
     check_objective(cls, {"addresses": "addresses.txt", "batch_size": 4})
     assert importlib.import_module("emails").__file__ == str(folder / "emails.py")
     del sys.modules["emails"]
+
+
+def commands() -> click.Group:
+    """Those of the program and of its plugins, which are added to a copy: that can be done once."""
+    found = click.Group(commands=dict(cli.commands))
+    load_plugins().add_commands(found)
+    return found
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Its own, and those of the commands below it."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return {name for one in command.params for name in one.opts}.union(*map(options_of, below))
+
+
+def test_every_clip_unlearn_command_that_is_printed_is_there_with_its_options():
+    in_blocks = re.findall(r"^ +clip-unlearn (.+)$", readme(), re.MULTILINE)
+    in_text = re.findall(r"`clip-unlearn ([^`]+)`", readme())
+    assert len(in_blocks) > 10 and len(in_text) > 2
+    for printed in (*in_blocks, *in_text):
+        command, words = commands(), printed.split()
+        while isinstance(command, click.Group) and words:
+            name = words.pop(0)
+            assert name in command.commands, printed
+            command = command.commands[name]
+        assert set(re.findall(r"--[a-z][\w-]*", printed)) <= options_of(command), printed
+
+
+def test_every_option_that_is_printed_is_one_of_some_command():
+    """Those of accelerate have underscores, which ours have not."""
+    printed = {one for one in re.findall(r"(?<!-)--[a-z][\w-]*", readme()) if "_" not in one}
+    assert len(printed) > 10
+    assert printed <= options_of(commands())
 
 
 def test_every_command_that_is_printed_is_there():

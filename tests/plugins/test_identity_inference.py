@@ -20,7 +20,7 @@ from plugins.identity_inference import EncoderSwap, IdentityInference, nearest
 from plugins.identity_inference.attack import TEMPLATES, picture_accuracy, prompts_won
 from plugins.identity_inference.nearest import ABSENT, nearest_names
 from plugins.identity_inference.people import draw_candidates
-from trainer import Estimate, Rows, read_roster
+from trainer import Estimate, Pictures, Rows, read_roster
 
 PROMPTS = ["{0}", "a photo of {0}", "{0} at a gala", "actor {0}"]
 NUM_PICTURES = 4
@@ -415,13 +415,22 @@ def test_an_undecodable_picture_votes_for_nobody(world):
     assert measures["unseen/picture_accuracy"] == measures["unseen/closed_set"] == 1
 
 
-def test_pictures_are_read_when_asked_for(world):
+def test_pictures_are_read_when_asked_for(world, monkeypatch):
+    read, own = [], Pictures.read
+
+    def noting(pictures, person, picture):
+        read.append(own(pictures, person, picture))
+        return read[-1]
+
+    monkeypatch.setattr(Pictures, "read", noting)
     attack = attack_on(world)
     asked = []
 
     class Half(Table):
         def encode_image(self, pictures):
+            assert read == []
             asked.extend(pictures[i] for i in range(0, len(pictures), 2))
+            assert read == asked
             return super().encode_image(pictures)
 
     model = random_model(world, np.random.default_rng(0))

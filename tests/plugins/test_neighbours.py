@@ -227,12 +227,20 @@ def test_without_other_names_nobody_is_attacked(options):
 
 
 def test_people_with_too_few_pictures_have_drift_alone(options, tmp_path):
-    few = write_roster(tmp_path, "few", ["Joe Low", "Ann Coe"], 2)
-    model = Lookup(list(KEPT))
-    found = measured(options, model, model, kept=[options["kept"]], candidates=10)
-    assert found["neighbours/tpr"] == 1
+    few = write_roster(tmp_path, "few", ["Joe Low", "Ann Coe"], 3)
+    (tmp_path / "few/0/2.jpg").unlink()
+    model = Lookup(["Joe Low", "Ann Coe"])
+    changes = {"kept": [few], "candidates": 9}
+    found = measured(options, model, model, **changes)
+    joe, ann = found["people"]
+    assert "prompts_won" not in joe and ann["prompts_won"] == 2
+    assert joe["drift"] == pytest.approx(0, abs=1e-6)
+    # Joe alone: where nobody was attacked there is no rate, not one of 0.
+    assert found["shares_first/people"] == 1 and "shares_first/drift" in found
+    assert "shares_first/tpr" not in found
+    (tmp_path / "few/1/2.jpg").unlink()
     with pytest.raises(ValueError, match="none of the 2 people of .* has 3 pictures"):
-        measured(options, model, model, kept=[few], candidates=10)
+        measured(options, model, model, **changes)
 
 
 def test_the_same_seed_gives_the_same_measures(options):

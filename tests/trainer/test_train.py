@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
 import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import zlib
 from pathlib import Path
@@ -20,7 +22,9 @@ from tests.conftest import REPOSITORY, write_shard
 from tests.trainer.disguises import found_in
 from tests.warm_python import warm_python
 from trainer.configuration.config import load_config
+from trainer.data import skips
 from trainer.evaluate import evaluate_checkpoint
+from trainer.models import clip as clips
 from trainer.reports.curves import read_curves
 from trainer.runs.saved import lay_over
 from trainer.train import train
@@ -145,6 +149,17 @@ def test_no_name_of_anyone_stands_in_the_runs_folder_in_any_form(demo_run, small
         assert not found_in(path, names), path
 
 
+def test_peoples_pseudonyms_are_in_no_file_but_their_own_and_checkpoints(demo_run):
+    """Which keep what was measured before. A report has those who are worst off."""
+    lines = (demo_run / "people.jsonl").read_text().splitlines()
+    pseudonyms = {json.loads(line)["identity"] for line in lines}
+    assert len(pseudonyms) == 13
+    files = [path for path in demo_run.rglob("*") if path.is_file()]
+    holding = {str(path.relative_to(demo_run)) for path in files if found_in(path, pseudonyms)}
+    wanted = {"people.jsonl", "checkpoints/step-00000002/state.json"}
+    assert holding - {"report.html"} == wanted
+
+
 def test_a_name_would_be_found_in_every_form(tmp_path):
     name, file = "José Ø'Neil", tmp_path / "file"
     forms = [
@@ -178,12 +193,29 @@ def test_the_losses_are_those_of_the_day_they_were_checked(name):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
 
 
-def test_the_export_is_the_student_and_open_clip_loads_it(demo_run):
-    file = demo_run / "model/open_clip_model.safetensors"
-    config = json.loads((demo_run / "model/open_clip_config.json").read_text())["model_cfg"]
-    open_clip.factory._MODEL_CONFIGS["demo-export"] = config
+def test_the_export_is_the_student_and_open_clip_loads_it(monkeypatch):
+    students, originals, make = [], [], clips.student_of
+
+    def noting(*options):
+        students.append(make(*options))
+        originals.append(copy.deepcopy(students[0].state_dict()))
+        return students[0]
+
+    monkeypatch.setattr(clips, "student_of", noting)
+    folder = run("demo", "evaluations={}") / "model"
+    file = folder / "open_clip_model.safetensors"
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "demo-export", config)
     model = open_clip.create_model("demo-export", pretrained=str(file)).eval()
-    same = open_clip.create_model(f"local-dir:{demo_run / 'model'}").eval()
+
+    ([student], [original]), exported = (students, originals), model.state_dict()
+    for name, weights in student.state_dict().items():
+        place = re.sub(r"^image\.", "visual.", name.removeprefix("text."))
+        assert torch.equal(exported[place].reshape(weights.shape), weights), name
+    for name, weights in student.named_parameters():
+        assert torch.equal(weights, original[name]) != weights.requires_grad, name
+
+    same = open_clip.create_model(f"local-dir:{folder}").eval()
     tokens = open_clip.get_tokenizer("demo-export")(["a person", "a red circle"])
     with torch.no_grad():
         assert torch.equal(model.encode_text(tokens), same.encode_text(tokens))
@@ -196,6 +228,9 @@ def test_a_checkpoint_is_measured_without_training(demo_run, small_world, monkey
         evaluate_checkpoint(config, str(checkpoint))
         found = json.loads((config.output / "results.json").read_text())
         expected = json.loads((demo_run / "results.json").read_text())
+        # By name: what was lost and won back is measured afterwards alone.
+        before = expected["before"]
+        assert any(expected["after"][name] != value for name, value in before.items())
         assert found["after"] == expected["after"] and found["before"] == expected["before"]
         assert found["steps"] == 0 and (config.output / "report.html").is_file()
         assert not (config.output / "model").exists()
@@ -207,10 +242,12 @@ def test_a_step_that_a_run_saved_is_measured_as_it_was_then(demo_run, small_worl
     step = demo_run / "checkpoints/step-00000002"
     evaluate_checkpoint(config, str(step))
     after = json.loads((config.output / "results.json").read_text())["after"]
-    [then] = [row for row in rows(demo_run) if "identity_inference/unseen/tpr" in row][1:-1]
+    first, then, last = [row for row in rows(demo_run) if "identity_inference/unseen/tpr" in row]
     assert then["step"] == 2
     own = {name for name in after if name.startswith("identity_inference/") and name in then}
     assert len(own) > 10 and all(after[name] == then[name] for name in own)
+    for other in (first, last):  # of another step it is not
+        assert any(after[name] != other[name] for name in own & other.keys())
 
     with pytest.raises(ValueError, match="step-00000002 is of another model; see to model.name"):
         lay_over(step, torch.nn.Linear(2, 2))
@@ -230,9 +267,14 @@ def test_a_run_does_not_overwrite_an_earlier_one():
     assert (folder.with_name("demo_names.1") / "metrics.jsonl").read_bytes() == first
 
 
-def test_bad_samples_are_counted_by_reason_as_the_run_goes():
+def write_odd_shard() -> None:
+    """Every seventh caption cannot be decoded."""
     texts = [b"\xff" if i % 7 == 1 else f"a red hat {i}".encode() for i in range(160)]
     write_shard(Path("odd.tar"), {f"{i:03}": {"txt": text} for i, text in enumerate(texts)})
+
+
+def test_bad_samples_are_counted_by_reason_as_the_run_goes():
+    write_odd_shard()
     folder = run("demo_names", "evaluations={}", "data.shards=odd.tar", "data.max_bad_share=0.9")
     counted = [row for row in rows(folder) if "bad_samples" in row]
     assert len(counted) == 4 and counted[-1]["bad_samples"] > counted[0]["bad_samples"] > 0
@@ -241,6 +283,17 @@ def test_bad_samples_are_counted_by_reason_as_the_run_goes():
         (counts,) = row["bad_shards"].values()  # of the one shard
         assert counts == {"undecodable text": row["bad_samples"]}
     assert "bad_samples" not in read_curves(folder, {}).losses
+
+
+def test_a_run_of_which_too_many_samples_are_bad_stops(monkeypatch):
+    write_odd_shard()
+    monkeypatch.setattr(skips, "MIN_JUDGED", 40)  # a step has 24 pairs
+    few = ["evaluations={}", "data.shards=odd.tar", "data.max_bad_share=0.1"]
+    with pytest.raises(ValueError, match=r"more than data.max_bad_share \(0.1\) allows"):
+        run("demo_names", *few)
+    steps = [row["step"] for row in rows(Path("runs/demo_names")) if "bad_samples" in row]
+    assert 1 < len(steps) < 4  # all are 4
+    assert not Path("runs/demo_names/model").exists()
 
 
 def test_a_run_that_diverges_stops_before_the_update_and_says_where_and_on_what():

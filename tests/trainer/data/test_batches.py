@@ -3,13 +3,16 @@ from __future__ import annotations
 import weakref
 from random import Random
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 from plugins.face_to_neutral import FaceToNeutral
 from plugins.name_to_person import NameToPerson
 from plugins.preserve import Preserve
 from tests.conftest import picture, write_people, write_shard
+from tests.trainer.webserver import serving
 from trainer import BadSample, Objective, Pair, Sample, Tower
 from trainer.configuration.sections import DataConfig
 from trainer.data import steps as steps_of
@@ -23,8 +26,9 @@ from trainer.data.batches import (
     Batches,
 )
 from trainer.data.readers import Reading
+from trainer.data.remote import Patience
 from trainer.data.skips import Skips
-from trainer.data.steps import TurnRandom
+from trainer.data.steps import Steps, TurnRandom
 from trainer.data.streams import Position, deal, expand, read_lane
 
 
@@ -54,6 +58,34 @@ def test_the_batches_are_the_same_for_any_number_of_workers(tiny_clip, clean_sha
         for name in one.rows:
             assert captions(one, name) == captions(other, name)
             assert one.rows[name][:, TURN].tolist() == other.rows[name][:, TURN].tolist()
+
+
+def test_captions_are_read_as_the_configuration_says(tiny_clip, tmp_path, monkeypatch):
+    """From elsewhere a Parquet file is read only where it may be kept."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    others = [f"the label of thing {i}" for i in range(8)]
+    wanted = [f"what is said of thing {i}" for i in range(8)]
+    parquet.write_table(pa.table({"caption": others, "said": wanted}), tmp_path / "0.parquet")
+    words = Preserve(Preserve.Options(batch_size=8, towers=["text"]), seed=0)
+    options = {"cache": str(tmp_path / "kept"), "caption_column": "said", "workers": 0, "lanes": 1}
+    with serving({"/0.parquet": (tmp_path / "0.parquet").read_bytes()}) as server:
+        data = DataConfig(shards=[server.url("/0.parquet")], **options)
+        batch = next(Batches({"words": words}, data, tiny_clip, 0, 0, 1))
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert kept.read_bytes() == (tmp_path / "0.parquet").read_bytes()
+    tokens = {tuple(t for t in row.tolist() if t) for row in tiny_clip.tokenize(wanted)}
+    assert set(captions(batch, "words").values()) == tokens
+
+
+def test_lanes_read_as_the_configuration_says(tmp_path):
+    shard = write_shard(tmp_path / "0.tar", {"0": {"txt": "a dog"}})
+    words = Preserve(Preserve.Options(batch_size=8, towers=["text"]), seed=0)
+    options = {"index": "indexes", "cache": "kept", "caption_column": "said"}
+    data = DataConfig(shards=[str(shard)], lanes=1, patience_seconds=7, **options)
+    steps = Steps({"words": words}, data, 0, 0, 1, pytest.fail, min_side=64)
+    (lane,) = steps._rows("words", [0])._lanes.values()
+    patience = Patience(seconds=7)
+    assert lane._reading == Reading(False, min_side=64, patience=patience, **options)
 
 
 def test_objectives_are_told_what_is_enough_of_a_picture(tiny_clip, clean_shards):

@@ -174,7 +174,8 @@ def test_the_student_begins_as_the_teacher_even_in_training(originals):
     for original in originals.values():  # a Hugging Face tower has dropout
         student = student_of(original.clip, BOTH, ModelConfig(name=original.name), False).train()
         tokens = original.clip.tokenize(TEXTS)
-        both = clips.frozen(student), clips.frozen(Towers(original.clip, BOTH))
+        # Not frozen(): that is eval() as well.
+        both = student.requires_grad_(False), clips.frozen(Towers(original.clip, BOTH))
         with torch.no_grad():  # with a gradient, kernels are others
             learnt, taught = (one(tokens, pixels()) for one in both)
         assert torch.equal(learnt[0], taught[0]) and torch.equal(learnt[1], taught[1])
@@ -582,7 +583,10 @@ def test_tensors_that_claim_more_than_the_model_has_are_refused_unread(
 ):
     file = tmp_path / "huge.pt"
     torch.save({"visual.positional_embedding": torch.zeros(1, 1).expand(10**7, 10**6)}, file)
-    monkeypatch.setattr("trainer.models.weights.load_checkpoint", None)
+    # No Exception, which would be told as if the shapes had been looked at.
+    monkeypatch.setattr(
+        "trainer.models.weights.load_checkpoint", lambda *_: pytest.fail("it was read")
+    )
     message = refusal(name=plain.name, pretrained=str(file))
     assert "visual.positional_embedding is (10000000, 1000000), not (5, 32)" in message
 
@@ -676,14 +680,24 @@ def test_a_file_of_another_activation_is_warned_of_by_the_config_beside_it(
 
 
 def test_every_activation_that_is_wrong_is_warned_of_with_an_architecture_that_is_right(caplog):
+    def is_quick(architecture: str) -> bool:
+        return bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu"))
+
+    warned_of = set()
     for name, tag in open_clip.list_pretrained():
         caplog.clear()
         warn_of_activation(name, tag)
+        trained_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+        others = {f"{name}-quickgelu", name.removesuffix("-quickgelu")} - {name}
+        others &= set(open_clip.list_models())
+        is_wrong = trained_quick != is_quick(name) and bool(others)
+        assert len(caplog.messages) == is_wrong, (name, tag)
         for message in caplog.messages:
             other = message.rpartition("use ")[2]
-            right = bool(open_clip.get_model_config(other).get("quick_gelu"))
-            assert right == bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+            assert other in others and is_quick(other) == trained_quick
             assert open_clip.pretrained.is_pretrained_cfg(other, tag)
+            warned_of.add(name)
+    assert warned_of >= {"RN50", "ViT-B-32", "ViT-L-14"}
 
 
 def test_loading_is_silent_where_nothing_is_wrong(plain, tmp_path, caplog):

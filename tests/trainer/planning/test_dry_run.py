@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -99,7 +100,7 @@ def test_where_the_cpu_is_asked_for_it_plans_for_its_memory(monkeypatch):
 
 def test_no_weights_are_fetched(monkeypatch):
     """open_clip's downloads would fail here, without a network."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     big = ["model.name=ViT-bigG-14", "model.pretrained=laion2b_s39b_b160k", "model.freeze=[]"]
     told = dry_run("demo", *big, "model.random_weights=false")
     assert "image tower: 1,844,907,264 parameters" in told

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -9,14 +10,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tests.conftest import REPOSITORY, demo_without_attack, kill_all
 from tests.warm_python import warm_python
-from trainer.runs.saved import CONFIG, MANIFEST, MODEL, STATE, find
+from trainer.data.skips import Skips
+from trainer.data.steps import StreamState
+from trainer.runs.saved import CONFIG, MANIFEST, MODEL, OPTIMIZER, RANDOM, STATE, Saved, find
+from trainer.strategies.spread import Spread
 from trainer.system.lock import beside
 
 STEPS = 24
@@ -186,6 +193,46 @@ def test_a_checkpoint_without_one_of_its_files_is_none(world, tmp_path, lost):
         assert find(tmp_path) is None
 
 
+@pytest.fixture
+def saved(tmp_path) -> Saved:
+    """Of a model of one layer, before the optimizer moved anything."""
+    save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / MODEL)
+    save_file({}, tmp_path / OPTIMIZER)
+    return Saved(tmp_path, 1, StreamState(1, {}, {}), {}, Skips(), [], {})
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_lays_nothing_over(saved):
+    own = nn.Linear(3, 2)
+    saved.load_weights(own)
+    assert (own.weight == 1).all() and (own.bias == 1).all()
+    message = r"is of another model \(2 trained tensors of its own, {} here\); set checkpoint"
+    for other, number in ((nn.Linear(2, 2), 2), (nn.Linear(3, 2, bias=False), 1)):
+        before = other.weight.clone()
+        with pytest.raises(ValueError, match=message.format(number)):
+            saved.load_weights(other)
+        assert torch.equal(other.weight, before)
+
+
+class Bomb:
+    """A pickle that makes a file where it is read."""
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def __reduce__(self):
+        return Path.touch, (self._file,)
+
+
+def test_code_among_the_random_numbers_of_a_checkpoint_does_not_run(saved, tmp_path):
+    """A digest holds for whoever made the file as for us."""
+    optimizer = torch.optim.AdamW(nn.Linear(3, 2).parameters())
+    spread = Spread({}, SimpleNamespace(optimizer=optimizer))
+    torch.save([Bomb(tmp_path / "ran")], tmp_path / RANDOM)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        saved.load_moments(spread, 0)
+    assert not (tmp_path / "ran").exists()
+
+
 def tell_all(run: Path, number: signal.Signals) -> None:
     """The process that has locked the run's folder, and its loader workers."""
     holder = int(beside(run).read_text().split()[1])
@@ -312,6 +359,14 @@ def test_another_configuration_begins_anew_and_sets_the_old_run_aside(world):
     text = finished(world, "changed", "optimizer.lr=5.0e-4")
     assert "an earlier run, of another optimizer.lr, is kept as runs/changed.1" in text
     assert "goes on" not in text and (world / "runs/changed.1/checkpoints").exists()
+
+
+def test_a_run_that_is_never_to_go_on_begins_anew_and_sets_the_old_one_aside(world):
+    killed(world, "never", 4)
+    text = finished(world, "never", "checkpoint.resume=never")
+    assert "an earlier run is kept as runs/never.1" in text and "goes on" not in text
+    assert (world / "runs/never.1/checkpoints").exists()
+    same_result(world, "never")
 
 
 def test_told_to_stop_before_its_first_step_a_run_saves_after_it(world):

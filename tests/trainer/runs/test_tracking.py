@@ -105,6 +105,24 @@ def test_wandb_waits_for_a_server_that_went_away_for_minutes_alone(config, monke
     assert given.finish_timeout == 120 and given.finish_timeout_raises
 
 
+def test_wandb_sends_nothing_and_looks_at_no_repository_unless_told_to(config, monkeypatch):
+    names = "WANDB_MODE", "WANDB_DISABLE_GIT"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    import wandb
+
+    Trackers(config(), Accelerator(cpu=True, log_with=[Kept()]), print).finish()
+    given = wandb.Settings()
+    given.update_from_env_vars(os.environ)
+    assert given.mode == "offline" and given.disable_git
+
+    for name, value in zip(names, ("online", "false")):
+        monkeypatch.setenv(name, value)
+    Trackers(config(), Accelerator(cpu=True, log_with=[Kept()]), print).finish()
+    given.update_from_env_vars(os.environ)
+    assert given.mode == "online" and not given.disable_git
+
+
 def test_without_network_or_not_installed_trackers_leave_the_run_as_it_is(
     small_world,
 ):
