@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.reports.charts import Figure, Points, chart
-from trainer.reports.findings import OTHERS, Group, is_other, is_share, spoken
+from trainer.reports.findings import OTHERS, Group, is_other, is_share
 from trainer.reports.results import Measures
+from trainer.reports.words import spoken
 
 NO_LINES = ("step", "seconds", "bad_samples")  # of a row of metrics: neither measures nor losses
 ON_THE_WAY = 3  # points of a measure that was taken between before and after

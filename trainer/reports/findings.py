@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trainer.reports.results import Measures, Results
+from trainer.reports.words import count_people, last_part, spoken
 from trainer.statistics import Estimate
 
 LOW, SAME, HALF, NONE = "low", "as before", "near 0.5", ""
@@ -259,33 +260,6 @@ def harmonic_mean(results: Results) -> tuple[float, float] | None:
             )
             return before, after
     return None
-
-
-def count_people(number: float | None) -> str:
-    if number is None:
-        return "the people"
-    return "1 person" if number == 1 else f"{number:,.0f} people"
-
-
-def count_points(share: float) -> str:
-    return "1 point" if share == 0.01 else f"{100 * share:g} points"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-def last_part(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def spoken(path: str) -> str:
-    """A measure's name as one would read it out: `text/closeness_auc`, "text · closeness auc"."""
-    return path.replace("/", " · ").replace("_", " ")
 
 
 def _people(measures: Measures, path: str, at_least: int = 1) -> str:

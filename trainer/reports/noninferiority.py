@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from trainer.reports.findings import count_points, tasks
+from trainer.reports.findings import tasks
 from trainer.reports.results import Results
+from trainer.reports.words import count_points
 from trainer.statistics import Estimate
 
 NOT_WORSE, WORSE, OPEN = "not worse", "worse", "cannot be told"

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from trainer.reports.charts import share
-from trainer.reports.findings import count_people, count_points, duration
+from trainer.reports.words import count_people, count_points, duration
 from trainer.statistics import Estimate
 from trainer.system.files import replace_text
 

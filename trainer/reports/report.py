@@ -19,22 +19,18 @@ from trainer.reports.findings import (
     Row,
     Section,
     attacked,
-    count_people,
-    count_points,
-    duration,
     harmonic_mean,
     kept,
-    last_part,
     most_found,
     others,
     sections,
-    spoken,
     tasks,
     verdict,
 )
 from trainer.reports.noninferiority import NOT_WORSE, OPEN, WORSE, Judgement, in_words, judged
 from trainer.reports.page import interval, write_page, written
 from trainer.reports.results import Results, read_results
+from trainer.reports.words import count_people, count_points, duration, last_part, spoken
 from trainer.reports.worst_off import read_people, worst_off
 from trainer.system.addresses import shown
 
