@@ -33,12 +33,14 @@ from torch import Tensor
 from trainer import (
     Encoder,
     Evaluation,
+    NameIndex,
     Templates,
     fold,
     hookimpl,
     names_of,
     rate,
     read_roster,
+    refuse_named,
     roc_auc,
     share_rows,
 )
@@ -71,6 +73,10 @@ class TextInference(Evaluation):
     def __init__(self, options: Options, seed: int):
         super().__init__(options, seed)
         rosters = {group: read_roster(path) for group, path in options.groups.items()}
+        if UNKNOWN in rosters:  # from whom the others are told
+            index = NameIndex(names_of(rosters[UNKNOWN]))
+            for group in rosters.keys() - {UNKNOWN}:
+                refuse_named(f"groups.{group}", rosters[group], index, f"of group {UNKNOWN}")
         self._sizes = {group: len(people) for group, people in rosters.items()}
         everybody = [one for people in rosters.values() for one in people]
         self._people = [one.name for one in everybody]

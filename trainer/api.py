@@ -154,7 +154,11 @@ class Objective:
 
     @property
     def num_identities(self) -> int:
-        """How many people this objective makes the student forget."""
+        """How many people this objective makes the student forget.
+
+        Certificates, and the check that a run that goes on is asked the same, read them from the
+        option `roster`, a CSV or JSON lines; so name it that.
+        """
         return 0
 
     def accepts(self, sample: Sample) -> bool:

@@ -189,6 +189,8 @@ def main() -> None:
             _leave_alone(
                 f"cannot write: {cause}", "free some space, then give the same command again"
             )
+        if isinstance(error, OSError) and error.filename:  # a disk that is read-only, gone, ...
+            _leave_alone(f"cannot go on: {cause}", "see to it, then give the same command again")
         raise
     else:
         sys.exit(code if isinstance(code, int) else 0)  # --help, or a plugin's ctx.exit(code)

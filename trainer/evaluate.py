@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +15,7 @@ from trainer.api import Encoder, Evaluation, Tower
 from trainer.configuration.config import Config
 from trainer.configuration.sections import ModelConfig
 from trainer.data.skips import Skips
-from trainer.measures import Measures
+from trainer.measures import Measures, packed
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
 from trainer.models.clip import Clip, Towers
@@ -52,7 +53,9 @@ def measure(
 
 
 def _all_of(evaluation: Evaluation, student: Encoder, teacher: Encoder) -> Measures:
-    return dict(evaluation.run(student, teacher))
+    found = dict(evaluation.run(student, teacher))
+    json.dumps(packed(found))  # what no checkpoint could hold fails here, and alone
+    return found
 
 
 def due(evaluations: Mapping[str, Evaluation], step: int) -> dict[str, Evaluation]:
@@ -73,7 +76,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
         raise ValueError("evaluations: the configuration names none; there is nothing to measure")
     accelerator = start(config)
     set_seed(config.seed)  # where the configuration's own model has random weights
-    run = Run(config, accelerator)
+    run = Run(config, accelerator, trains=False)
 
     def encoder(clip: Clip, saved: Path | None = None) -> ClipEncoder:
         lean(clip.model)

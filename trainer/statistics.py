@@ -56,7 +56,9 @@ def rate_by_person(hits: Sequence[int], totals: Sequence[int]) -> Estimate:
         raise ValueError(f"a rate needs 0 <= hits <= total > 0, found {sum(hits)} of {sum(totals)}")
     people = sum(totals) ** 2 / sum(total**2 for total in totals)
     found = _wilson(sum(hits) / sum(totals), people)
-    return Estimate(found, found.low, found.high, Cases(hits, totals))
+    # Of whatever numbers they are, JSON's: a checkpoint holds them.
+    cases = Cases(list(map(int, hits)), list(map(int, totals)))
+    return Estimate(found, found.low, found.high, cases)
 
 
 def paired_change(before: Cases, after: Cases) -> Estimate | None:

@@ -91,6 +91,9 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         taught, learner = encoder(teacher), encoder(plain)
         loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
         known = known_embeddings(config, clip, original, taught, accelerator)
+        # Before anything is measured: a shard may be missing.
+        stream = saved.stream if saved else None
+        drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream, known)
 
     saves = run.checkpoints(spread)
     if saved:
@@ -103,8 +106,6 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
             before, failed = measure(config.evaluations, taught, taught)
             run.log(0, before, failed)
 
-    stream = saved.stream if saved else None
-    drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream, known)
     first = saved.step if saved else 0
     left = config.steps - first
     window = saved.window(device) if saved else []  # losses since they were last logged

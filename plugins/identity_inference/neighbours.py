@@ -57,7 +57,8 @@ class Neighbours(Evaluation):
         super().__init__(options, seed)
         forget = read_roster(options.forget)
         self._forget = [person.name for person in forget]
-        self._kept = [person for path in options.kept for person in read_roster(path)]
+        kept = [person for path in options.kept for person in read_roster(path)]
+        self._kept = list({fold(person.name): person for person in kept}.values())
         _refuse_forgotten(self._kept, forget, options.forget)
         self._first, self._last = sharing(self._kept, forget)
         taken = {fold(name) for name in names_of([*forget, *self._kept])}

@@ -87,6 +87,20 @@ def test_slurm_is_asked_for_one_launcher_a_node_a_warning_and_another_try():
     assert "To change" in header and "sbatch launch/slurm.sbatch launch/ddp.yaml train" in header
 
 
+@pytest.mark.parametrize(
+    ("command", "given", "folder"),
+    [("train", "", "runs/my"), ("evaluate", "", "runs/my-evaluate"), ("train", "a/b", "a/b")],
+)
+def test_what_does_not_train_has_a_folder_of_its_own_on_slurm(command, given, folder):
+    own = SCRIPT[SCRIPT.index("output=runs") : SCRIPT.index("marker=$output")]
+    script = f"set -euo pipefail; command={command} config=configs/my.yaml; {own} echo $output"
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | ({"OUTPUT": given} if given else {}),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{folder}\n"
+
+
 def test_slurms_script_says_how_it_is_called_before_it_does_anything():
     done = subprocess.run(["bash", LAUNCH / "slurm.sbatch"], capture_output=True, text=True)
     assert done.returncode != 0 and done.stdout == ""

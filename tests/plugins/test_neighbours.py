@@ -249,6 +249,14 @@ def test_the_same_seed_gives_the_same_measures(options):
     assert measured(options, *models, **changes) == measured(options, *models, **changes)
 
 
+def test_who_is_in_two_rosters_of_kept_people_counts_once(options):
+    twice = {"kept": [options["kept"], options["kept"]], "distractors": None}
+    once = {"distractors": None}
+    assert measured(options, Words(), Words(), **twice) == measured(
+        options, Words(), Words(), **once
+    )
+
+
 def test_who_is_kept_and_to_be_forgotten_is_refused_without_saying_who(options, tmp_path):
     both = write_roster(tmp_path, "both", ["Ann Lee", "JOE DOE"], 0)
     with pytest.raises(

@@ -32,6 +32,11 @@ def test_it_keeps_the_contract(groups):
     check_evaluation(TextInference, {"groups": groups, "gibberish": 60, "misspellings": 2})
 
 
+def test_who_is_in_another_group_and_unknown_is_refused(groups):
+    with pytest.raises(ValueError, match="groups.forget` have a name of group unknown; take them"):
+        measure(RandomModel(), groups | {"forget": groups["unknown"]})
+
+
 def test_known_names_are_flagged_and_unknown_ones_seldom(groups):
     measures = measure(Lookup(KNOWN), groups)
     for group in ("forget", "unseen"):

@@ -193,6 +193,16 @@ def test_our_own_mistakes_keep_their_traceback(call, failing_commands, error):
         call("fail", error)
 
 
+def test_a_disk_that_cannot_be_written_is_told_in_a_line(tmp_path):
+    """As of a read-only one; here of a name that no disk takes."""
+    (tmp_path / "0.tar").write_bytes(bytes(10240))
+    folder = tmp_path / ("x" * 300)
+    command = [sys.executable, "-m", "trainer", "index", str(tmp_path / "0.tar"), "--into", folder]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot go on: [Errno 36] File name too long" in done.stderr
+
+
 def test_an_interruption_is_told_in_a_word(call, failing_commands):
     code, _, told = call("fail", "KeyboardInterrupt")
     assert code == 130 and told.strip() == "interrupted"

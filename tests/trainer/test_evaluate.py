@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY, demo_without_attack
+from trainer import Evaluation, Rows, rate_by_person
 from trainer.configuration.config import load_config
-from trainer.evaluate import evaluate_checkpoint
+from trainer.evaluate import evaluate_checkpoint, measure
+from trainer.testing import FakeEncoder
 
 ROSTERS = "runs/world/rosters"
 ATTACK = "evaluations.identity_inference"
@@ -126,6 +130,36 @@ def test_where_an_evaluation_fails_the_others_are_measured_and_the_code_is_1(
     cause = "ValueError: nothing to measure (broken_measure.py:8)"
     assert results["failed"] == [{"evaluation": "broken", "step": 0, "cause": cause}]
     assert "zero_shot/colour/accuracy" in results["after"]
+
+
+def test_a_measure_that_no_checkpoint_can_hold_fails_alone():
+    class Odd(Evaluation):
+        kind = "odd"
+
+        def run(self, student, teacher):
+            yield "people", Rows([{"won": np.int64(1)}])
+
+    class Counted(Evaluation):
+        kind = "counted"
+
+        def run(self, student, teacher):
+            yield "tpr", rate_by_person(np.array([1, 2]), np.array([2, 2]))
+
+    model = FakeEncoder(0)
+    made = {"odd": Odd(Odd.Options(), 0), "counted": Counted(Counted.Options(), 0)}
+    found, failed = measure(made, model, model)
+    assert found == {"counted/tpr": 0.75} and "int64 is not JSON serializable" in failed["odd"]
+
+
+def test_a_folder_of_a_run_that_trained_is_not_measured_in(small_world, monkeypatch):
+    monkeypatch.chdir(small_world)
+    demo_without_attack(small_world, "colour")
+    trained = Path("runs/that-trained")
+    (trained / "checkpoints").mkdir(parents=True)
+    (trained / "interrupted").write_text("20\n")
+    with pytest.raises(FileExistsError, match="of a run that trained; name another folder to meas"):
+        evaluate_checkpoint(load_config("configs/colour.yaml", [f"output={trained}"]), None)
+    assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "interrupted"]
 
 
 def test_no_model_is_told_of_where_none_is_written(small_world, monkeypatch, capsys):

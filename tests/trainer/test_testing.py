@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ConfigDict
@@ -17,6 +18,7 @@ from trainer import (
     Evaluation,
     Objective,
     Pair,
+    Rows,
     Sample,
     StrictModel,
     Tower,
@@ -307,6 +309,7 @@ def test_a_good_evaluation_passes():
         ([("a", [1.0, None])], "yields a as NoneType; a float"),
         ([("a", float("nan"))], "yields a as nan; leave out what is none"),
         ([("a", [float("inf")])], "yields a as inf"),
+        ([("a", Rows([{"won": np.int64(1)}]))], "yields a with what JSON cannot hold"),
     ],
 )
 def test_measures_must_be_finite_floats_by_name(rows, message):

@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from trainer.api import OneOrMany, Source, StrictModel
 from trainer.configuration.mistakes import repeated
 
-# accelerate's own names, written out: importing accelerate takes seconds.
+# accelerate's own names, written out: importing accelerate takes seconds. Not clearml, which sends
+# what is not committed along: a roster may be in the user's repository.
 Tracker = Literal[
-    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+    "aim", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]
 # Names become parts of a measure's name and of an override's path.
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]

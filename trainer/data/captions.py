@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from trainer.api import BadSample, Sample
+from trainer.data.samples import has_long_word
 from trainer.data.shards import MAX_BYTES
 
 COLUMNS = ("caption", "TEXT", "text")  # as img2dataset, LAION and DataComp call it
@@ -140,7 +141,7 @@ def _text(scalar) -> object:
 def _row_sample(key: str, shown: str, text: object) -> Sample | BadSample:
     if not isinstance(text, str):
         return BadSample("no caption" if text is None else "caption is no text", shown)
-    if len(text) > MAX_BYTES["txt"]:
+    if len(text) > MAX_BYTES["txt"] or has_long_word(text):
         return BadSample("caption too large", shown)
     text = text.strip()
     return Sample(key, text, shard=shown) if text else BadSample("no caption", shown)

@@ -14,18 +14,18 @@ from functools import lru_cache
 from glob import escape, glob
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
+from tarfile import BLOCKSIZE as BLOCK
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from trainer.api import Tower
 from trainer.data.remote import Patience, RemoteFile
-from trainer.data.shards import PARTS, Keys, Shard, scan, walk, walk_headers
+from trainer.data.shards import MAX_BYTES, PARTS, Keys, Shard, scan, walk, walk_headers
 from trainer.system.addresses import is_remote
 
-FORMAT = 1
+FORMAT = 2
 CHANGED = "shard changed since it was indexed"
-NUM_PROBES = 3  # headers that are compared where a shard's time is another
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Index:
     shard: Shard
     size: int  # bytes
     modified_ns: int  # 0 where it is remote
-    probes: bytes  # a digest of some of its headers; empty where it is remote
+    probes: bytes  # a digest of headers and texts; empty where it is remote
 
 
 def index_path(url: str, folder: str | None) -> str | None:
@@ -95,15 +95,17 @@ class Forward:
 
 
 def probe(path: str, shard: Shard) -> bytes:
-    """A digest of the headers of a few entries, spread over the shard."""
-    offsets = np.unique(shard.extents[:, :, 0])
-    offsets = offsets[offsets >= 512]
-    places = np.linspace(0, len(offsets) - 1, min(NUM_PROBES, len(offsets))).astype(int)
+    """A digest of all headers, and of all that is read but the pictures: a caption may change and
+    its length stay, and who packs anew may give every file the same time."""
     digest = blake2b(digest_size=16)
+    extents = shard.extents.reshape(-1, 2)
+    is_text = np.tile([part != "picture" for part in PARTS], len(shard.extents))
+    order = np.argsort(extents[:, 0], kind="stable")
     with open(path, "rb") as file:
-        for offset in offsets[places]:
-            file.seek(int(offset) - 512)  # the header is the block before the data
-            digest.update(file.read(512))
+        for (offset, size), has_text in zip(extents[order].tolist(), is_text[order].tolist()):
+            if offset >= BLOCK:
+                file.seek(offset - BLOCK)  # the header is the block before the data
+                digest.update(file.read(BLOCK + has_text * min(size, MAX_BYTES["json"])))
     return digest.digest()
 
 

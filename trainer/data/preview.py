@@ -98,7 +98,10 @@ def _noted(position: Path | None, rank: int, ranks: int) -> StreamState | None:
     noted = [position.read_text() if rank == 0 and position and position.exists() else None]
     if ranks > 1:
         dist.broadcast_object_list(noted)
-    return None if noted[0] is None else StreamState.from_json(noted[0])
+    try:
+        return None if noted[0] is None else StreamState.from_json(noted[0])
+    except ValueError as error:
+        raise ValueError(f"{position}: {error}; name another file") from None
 
 
 def _from_all(own: Keys, rank: int, ranks: int) -> Keys | None:

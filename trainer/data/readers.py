@@ -18,6 +18,7 @@ from trainer.data.samples import LocalRows, LocalSample, ReadSample
 from trainer.data.shards import (
     CUT,
     MAX_BYTES,
+    MAX_STREAMED_BYTES,
     PARTS,
     PICTURES,
     Entry,
@@ -137,7 +138,7 @@ def _read_rows_remote(
             parts: dict[str, bytes | int | None] = {}
             for offset, num_bytes, part in sorted((o, n, p) for p, (o, n) in places if o >= 0):
                 if part in wanted:
-                    if num_bytes > MAX_BYTES[part]:
+                    if num_bytes > min(MAX_BYTES[part], MAX_STREAMED_BYTES):
                         parts[part] = num_bytes
                     elif offset - BLOCK < file.tell():  # it lies before: not by a writer of ours
                         continue
@@ -192,7 +193,7 @@ def _contents(
         part = "picture" if extension in PICTURES else extension
         if part not in PARTS or (part == "picture" and not with_pictures):
             yield entry, None
-        elif entry.size > MAX_BYTES[part]:
+        elif entry.size > min(MAX_BYTES[part], MAX_STREAMED_BYTES):
             yield entry, entry.size
         else:
             content = file.read(entry.size)

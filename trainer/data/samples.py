@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from trainer.api import BadSample, Sample, decode_picture
 from trainer.data.shards import MAX_BYTES, PARTS, Shard, read_extent, read_extents
 
 _PLACE = {part: 2 * place for place, part in enumerate(PARTS)}  # of an offset; its size follows
+MAX_LETTERS = 1_000  # of a word
+_LONG_WORD = re.compile(rf"\w{{{MAX_LETTERS + 1}}}|(?:[^\w\s]|_){{{MAX_LETTERS + 1}}}")
 _CALLED = {"txt": "caption", "picture": "picture file"}
 
 
@@ -162,9 +165,17 @@ def _decoded(content: bytes | None) -> str | None:
     if content is None:
         return None
     try:
-        return content.decode().strip() or None
+        text = content.decode().strip() or None
     except UnicodeDecodeError:
         raise BadSample("undecodable text") from None
+    if text and has_long_word(text):
+        raise too_large("txt")
+    return text
+
+
+def has_long_word(text: str) -> bool:
+    """A tokenizer's time grows with the square of a word's letters, or of signs in a row."""
+    return len(text) > MAX_LETTERS and _LONG_WORD.search(text) is not None
 
 
 def _id_of(content: bytes) -> str | None:
@@ -177,4 +188,12 @@ def _id_of(content: bytes) -> str | None:
     label = found.get("id")
     if not isinstance(label, str | int | None):
         raise BadSample("json has an id that is neither text nor a number")
-    return None if label is None else str(label)
+    return None if label is None else _encodable(str(label))
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can write half a character
+        raise BadSample("undecodable json") from None
+    return text

@@ -16,6 +16,7 @@ from trainer.api import BadSample
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif")  # extensions; the first that a sample has counts
 PARTS = ("txt", "json", "cls", "picture")  # what is read of a sample, the columns of a shard
 MAX_BYTES = {"txt": 20_000, "json": 1_000_000, "cls": 1_000, "picture": 200_000_000}
+MAX_STREAMED_BYTES = 20_000_000  # of a part that is read as it comes by: a hundred wait together
 MAX_OPEN_FILES = 128  # a process; many systems allow 1024
 MAX_HEADER_BYTES = 65_536  # of a long name or of pax records; a path has 4,096 at most
 CUT = "shard cut off or damaged"

@@ -57,7 +57,11 @@ class StreamState:
 
     @staticmethod
     def from_json(text: str) -> StreamState:
-        return StreamState(**json.loads(text))
+        """Raises ValueError where it is none."""
+        try:
+            return StreamState(**json.loads(text))
+        except (TypeError, ValueError):
+            raise ValueError("it is no position in a stream that was noted here") from None
 
 
 class TurnRandom(Random):
@@ -266,8 +270,8 @@ def check_sizes(
     """
     if lanes % ranks:
         raise ValueError(
-            f"data.lanes is {lanes}, not a multiple of the {ranks} processes; "
-            f"set data.lanes={-(-lanes // ranks) * ranks}"
+            f"data.lanes is {lanes}, not a multiple of the {ranks} processes; launch as many as "
+            f"divide it, or for a run that begins set data.lanes={-(-lanes // ranks) * ranks}"
         )
     for name, objective in objectives.items():
         size, wanted = objective.options.batch_size, ranks * parts

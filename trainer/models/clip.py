@@ -13,7 +13,6 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import parse_model_name
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
@@ -29,6 +28,7 @@ from trainer.models.text_towers import first_output, text_forward_of
 from trainer.models.weights import check_size, first_line, load_weights
 from trainer.models.zoo import (
     architecture_of,
+    name_of,
     preprocessing_beside,
     warn_of_activation,
     warn_of_activation_beside,
@@ -36,6 +36,8 @@ from trainer.models.zoo import (
     without_false_alarms,
 )
 from trainer.strategies.preparing import blocks_of, spread_out
+
+MAX_LOGIT_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,7 @@ def load(config: ModelConfig, weightless: bool = False) -> Clip:
 
     Raises ValueError or FileNotFoundError, one line: what was wanted, found, and is possible.
     """
-    schema, identifier = parse_model_name(config.name)
-    name = config.name if schema else identifier.replace("/", "-")
+    name = name_of(config)
     architecture = architecture_of(name)
     tag, path = weights_of(config, name)
     if tag:
@@ -141,7 +142,10 @@ class Towers(nn.Module):
             if pixels is not None:
                 dtype = next(self.image.parameters()).dtype  # a replica may be bf16
                 image = first_output(self.image(self.prepare.scale(pixels).to(dtype)))
-        return text, image, self.logit_scale.exp().clamp(max=100).squeeze(0)
+        # At most that, as open_clip has it, but with the gradient of what it is: a clamp has none,
+        # and what has learnt up to there would stay.
+        scale = self.logit_scale.exp().squeeze(0)
+        return text, image, scale + (scale.clamp(max=MAX_LOGIT_SCALE) - scale).detach()
 
     def blank_caption(self) -> Tensor:
         """(1, 1) int64: one token that is no padding, for of that alone some towers make NaN."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.models.clip import Clip
+from trainer.models.clip import MAX_LOGIT_SCALE, Clip
 from trainer.models.zoo import CONFIG
 from trainer.system.files import replace, replace_text
 
@@ -26,6 +27,8 @@ def export(clip: Clip, trained: Mapping[str, Tensor], folder: Path, dtype: torch
     """
     model: Any = clip.model
     state = with_trained(clip, trained)
+    if not torch.equal(state["logit_scale"].cpu(), model.logit_scale.detach().cpu()):  # it learnt
+        state["logit_scale"] = state["logit_scale"].clamp(max=math.log(MAX_LOGIT_SCALE))
     if not clip.has_custom_text:
         # The reverse of open_clip's `convert_to_custom_text_state_dict`.
         state = {name.removeprefix("text."): tensor for name, tensor in state.items()}

@@ -22,7 +22,14 @@ from trainer.models.weights import first_line
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_OPTIONS = {"clean", "language", "strip_sep_token"}
 CONFIG = "open_clip_config.json"  # of a `local-dir:` or `hf-hub:` model
+
+
+def name_of(config: ModelConfig) -> str:
+    """As open_clip lists it: OpenAI's names of its own models have a slash."""
+    schema, identifier = parse_model_name(config.name)
+    return config.name if schema else identifier.replace("/", "-")
 
 
 def architecture_of(name: str) -> dict:
@@ -61,6 +68,13 @@ def architecture_of(name: str) -> dict:
     ):
         raise ValueError(
             f"model.name {name}: its {CONFIG} has no model_cfg with {' and '.join(parts)}"
+        )
+    # They reach transformers as they are, which runs a file of the folder if one says so.
+    said = architecture["text_cfg"].get("tokenizer_kwargs") or {}
+    if not isinstance(said, dict) or not said.keys() <= TOKENIZER_OPTIONS:
+        raise ValueError(
+            f"model.name {name}: its {CONFIG} has tokenizer_kwargs beside "
+            f"{', '.join(sorted(TOKENIZER_OPTIONS))}; take them out"
         )
     return architecture
 

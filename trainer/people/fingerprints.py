@@ -16,7 +16,7 @@ from open_clip.pretrained import download_pretrained
 
 from trainer.configuration.sections import ModelConfig
 from trainer.models.weights import first_line
-from trainer.models.zoo import weights_of
+from trainer.models.zoo import name_of, weights_of
 from trainer.people.roster import Identity, read_roster
 from trainer.system.files import sha256_of
 
@@ -49,17 +49,19 @@ def requested(config: Mapping[str, Any]) -> set[str]:
 
 def to_forget(config: Mapping[str, Any]) -> list[Identity]:
     """Someone of several rosters as often; where these have other keys, by other pseudonyms."""
-    rosters = {one["roster"] for one in config["objectives"].values() if one.get("roster")}
-    return [one for roster in sorted(rosters) for one in read_roster(roster)]
+    named = [one.get("roster") for one in config["objectives"].values()]
+    rosters = {one for one in named if isinstance(one, str)}
+    return [one for path in sorted(rosters) for one in read_roster(path, may_be_empty=True)]
 
 
 def weights_before(model: ModelConfig) -> Path | None:
     """None where they were random. Raises ValueError where they are out of reach."""
-    tag, path = weights_of(model, model.name)
+    name = name_of(model)
+    tag, path = weights_of(model, name)
     if tag is None:
         return path
     try:
-        return Path(download_pretrained(open_clip.get_pretrained_cfg(model.name, tag)))
+        return Path(download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
     except Exception as error:  # not in the cache, and no network
         raise ValueError(
             f"the weights {tag} of {model.name} are not here, nor could they be fetched: "

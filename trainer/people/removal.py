@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path
@@ -50,7 +50,7 @@ def parts_of(person: Identity, people: Sequence[Identity], who: str, begun: bool
         return []
     if is_remote(person.faces):
         raise ValueError(f"{who} lie elsewhere; remove them there, clear `faces`, and ask again")
-    paths = _paths_of(person.faces)
+    paths = _paths_of(person)
     if not begun and not all(map(os.path.exists, paths or [person.faces])):
         raise ValueError(
             f"{who} are not there, or not all; restore or mount them, or clear `faces`"
@@ -58,14 +58,13 @@ def parts_of(person: Identity, people: Sequence[Identity], who: str, begun: bool
     of_others = _places_of_others(person, people)
     parts = []
     for path in map(Path, filter(os.path.exists, paths)):
-        is_shared = bool(of_others & {os.path.realpath(one) for one in (path, path.parent)})
+        is_shared = _is_among(path, of_others) or (path.is_file() and _lies_in(path, of_others))
         if is_shared and (path.is_dir() or _is_picture(path)):
             raise ValueError(f"{who} are of several people; give each a folder of their own")
-        if path.is_dir():
-            parts += [_whole(one) for one in sorted(path.iterdir()) if _is_picture(one)]
-        elif _is_picture(path):
-            parts.append(_whole(path))
-        elif (part := _of_shard(path, person.id, is_shared, who)) is not None:
+        if path.is_dir() or _is_picture(path):
+            pictures = filter(_is_picture, sorted(path.iterdir()) if path.is_dir() else [path])
+            parts += [_whole(one, of_others) for one in pictures]
+        elif (part := _of_shard(path, person, of_others, is_shared, who)) is not None:
             parts.append(part)
     if not begun and not any(part.pictures for part in parts):
         raise ValueError(f"{who} have no picture; restore or mount them, or clear `faces`")
@@ -73,9 +72,13 @@ def parts_of(person: Identity, people: Sequence[Identity], who: str, begun: bool
 
 
 def own_folders(person: Identity, people: Sequence[Identity], roster: Path) -> list[str]:
-    """Folders that `faces` names, in which neither others' faces nor the roster are."""
-    paths = [] if person.faces is None else _paths_of(person.faces)
+    """Folders that `faces` names, or of which it names all that is in them; in which neither
+    others' faces nor the roster are."""
+    paths = [] if person.faces is None else _paths_of(person)
     folders = [path for path in paths if os.path.isdir(path)]
+    for folder in {os.path.dirname(path) for path in paths if os.path.isfile(path)}:
+        if {os.path.join(folder, name) for name in os.listdir(folder)} <= {*paths}:
+            folders.append(folder)
     if not folders:
         return []
     others = filter(os.path.exists, _places_of_others(person, people))
@@ -88,26 +91,44 @@ def own_folders(person: Identity, people: Sequence[Identity], roster: Path) -> l
 
 
 def clear(folder: str) -> int:
-    """Removes it where it is empty; else how many files and folders are in it."""
-    with suppress(OSError):
-        os.rmdir(folder)
-    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
+    """Removes it where it is empty, and a link to it; else how many files and folders are in it."""
+    left = sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
+    if not left:
+        with suppress(OSError):
+            os.rmdir(os.path.realpath(folder))
+            if os.path.islink(folder):
+                os.unlink(folder)
+    return left
 
 
 def _places_of_others(person: Identity, people: Sequence[Identity]) -> set[str]:
     return {
         os.path.realpath(path)
-        for faces in {one.faces for one in people if one is not person and one.faces is not None}
-        if not is_remote(faces)
-        for path in _paths_of(faces)
+        for one in {one.faces: one for one in people if one is not person}.values()
+        if one.faces is not None and not is_remote(one.faces)
+        for path in _paths_of(one)
     }
 
 
-def _paths_of(faces: str) -> list[str]:
+def _is_among(path: Path, places: Set[str]) -> bool:
+    return os.path.realpath(path) in places
+
+
+def _lies_in(path: Path, places: Set[str]) -> bool:
+    return os.path.dirname(os.path.realpath(path)) in places or _is_among(path.parent, places)
+
+
+def _paths_of(person: Identity) -> list[str]:
     """A folder or file, or all that a pattern names, be they there or not."""
+    faces = person.faces or ""
     if os.path.exists(faces):
         return [faces]
-    found = list(braceexpand(faces))
+    try:
+        found = list(braceexpand(faces))
+    except ValueError:  # whose words quote it
+        raise ValueError(
+            f"faces of {person.pseudonym} are no pattern; mend their braces in the roster"
+        ) from None
     return [path for one in found for path in (sorted(glob(one)) if has_magic(one) else [one])]
 
 
@@ -116,17 +137,25 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower().removeprefix(".") in PICTURES and path.is_file()
 
 
-def _whole(path: Path, is_shard: bool = False, pictures: Sequence[bytes] | None = None) -> Part:
+def _whole(
+    path: Path,
+    of_others: Set[str],
+    is_shard: bool = False,
+    pictures: Sequence[bytes] | None = None,
+) -> Part:
     def remove() -> None:
-        path.resolve().unlink(missing_ok=True)
+        if not (_is_among(path, of_others) or _lies_in(path, of_others)):
+            path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)  # a link, whose name may be theirs
 
     return Part(path, is_shard, [path.read_bytes()] if pictures is None else pictures, remove)
 
 
-def _of_shard(path: Path, folder: str, is_shared: bool, who: str) -> Part | None:
+def _of_shard(
+    path: Path, person: Identity, of_others: Set[str], is_shared: bool, who: str
+) -> Part | None:
     """Their folder in a shard; or all of it where it has no folders and is theirs alone."""
-    entries = []
+    entries, folder = [], person.id
     for entry in walk(str(path)):
         if isinstance(entry, BadSample):
             raise ValueError(f"{who}: {entry.reason}; nothing was removed, mend the shard first")
@@ -145,9 +174,10 @@ def _of_shard(path: Path, folder: str, is_shared: bool, who: str) -> Part | None
             for one in own
             if one.name.rpartition(".")[2].lower() in PICTURES
         ]
-    if len(own) == len(entries) and not is_shared:
-        return _whole(path, True, pictures)
-    # Also where nothing is left in it: others' patterns name it.
+    is_named_alone = not has_folders or person.faces == str(path)
+    if len(own) == len(entries) and not is_shared and is_named_alone:
+        return _whole(path, of_others, True, pictures)
+    # Also where nothing is left in it: others' patterns name it, of this roster or another.
     return Part(path, True, pictures, lambda: _write_without(path.resolve(), folder))
 
 

@@ -43,9 +43,10 @@ class Identity:
     pseudonym: str
 
 
-def read_roster(path: str | Path) -> list[Identity]:
+def read_roster(path: str | Path, may_be_empty: bool = False) -> list[Identity]:
     """Everyone in it, in its order. A person without `id` has the pseudonym for one.
 
+    may_be_empty: as where the last person was taken out.
     Raises FileNotFoundError, and ValueError naming lines, never people.
     """
     path = Path(path)
@@ -72,7 +73,7 @@ def read_roster(path: str | Path) -> list[Identity]:
         told = "\n".join(problems[:MAX_PROBLEMS])
         more = len(problems) - MAX_PROBLEMS
         raise ValueError(f"roster {path}:\n{told}" + (f"\nand {more} more" if more > 0 else ""))
-    if not rows:
+    if not rows and not may_be_empty:
         raise ValueError(f"roster {path} has no row; write one person per line")
     key = _key_beside(path)
     places = {faces: _placed(faces, path.parent) for faces in {row.faces for row in rows}}

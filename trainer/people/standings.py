@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from trainer.configuration.yaml_text import read_yaml
 from trainer.people.fingerprints import digest_of
 from trainer.people.names import fold
 from trainer.people.roster import Identity, names_of, read_roster
@@ -46,7 +45,7 @@ def standings(roster: Path, run: Path) -> list[Standing]:
         return []
     key = key_there(roster)
     digest = read_results(run).fingerprints.get("requests")
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = read_yaml(run / "config.yaml")
     forget, teach = _rosters_of(config["objectives"].values())
     people = {path: _people_of(path, run) for path in sorted(forget | teach)}
     forgotten, taught = (
@@ -94,12 +93,16 @@ def _found_by(run: Path) -> dict[str, int]:
 
 def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:
     """Of people to forget, and of people to keep or to teach by name."""
-    forget, teach = set(), set()
+    forget: set[str] = set()
+    teach: set[str] = set()
     for options in objectives:
-        forget |= {options["roster"]} if options.get("roster") else set()
-        teach |= {options["replay"]} if options.get("replay") else set()
-        named = (options.get("named") or {}).values()
-        teach |= {one["roster"] for one in named if one.get("pictures") != 0}  # of 0 it is not read
+        for option, rosters in (("roster", forget), ("replay", teach)):
+            if isinstance(path := options.get(option), str):
+                rosters.add(path)
+        named = options.get("named")
+        groups = named.values() if isinstance(named, dict) else ()  # a plugin's may be anything
+        # Of no pictures it is not read.
+        teach |= {one["roster"] for one in groups if one.get("pictures") != 0}
     return forget, teach
 
 
@@ -110,7 +113,7 @@ def _people_of(roster: str, run: Path) -> list[Identity]:
             "folder that the run was started in"
         )
     key_there(Path(roster))
-    return read_roster(roster)
+    return read_roster(roster, may_be_empty=True)
 
 
 def _taken_out_of(rosters: set[str], rows: Sequence[dict]) -> list[str]:

@@ -73,7 +73,7 @@ def forget_me(roster: Path, name: str, index: Path | None = None) -> Removed | N
         rows = read_record(roster.parent / RECORD)
         if rows:
             key_there(roster)
-        people = read_roster(roster)
+        people = read_roster(roster, may_be_empty=True)
         wanted = fold(name)
         person = next((one for one in people if wanted in map(fold, names_of([one]))), None)
         if person is None:
@@ -118,7 +118,7 @@ def suppressed_in(roster: Path) -> list[Found]:
     rows = read_record(roster.parent / RECORD)
     if rows:
         key_there(roster)
-    people, key = read_roster(roster), _key_of(roster)
+    people, key = read_roster(roster, may_be_empty=True), _key_of(roster)
     names = {one for row in rows for one in row["names"]}
     seen = {one for row in rows for one in row["pictures"]}
     shown = [one for one in people if one.faces is not None] if seen else []

@@ -49,7 +49,7 @@ def write_comparison(runs: Sequence[Path], path: Path) -> Path:
         runs=compared,
         limits=LIMITS.replace("this model", "these models"),
         table=_table(compared),
-        differences=_differences(compared)[:MOST_DIFFERENCES],
+        differences=_differences(compared),
         over_steps=_over_steps(compared),
         over_people=_over_people(compared),
     )
@@ -71,7 +71,10 @@ def _config_of(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; name the folder of a finished run")
-    return _flat(masked(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    try:
+        return _flat(masked(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{path} is no YAML; name the folder of a finished run") from None
 
 
 def _flat(tree: Any, above: str = "") -> dict[str, Any]:
@@ -87,13 +90,24 @@ def _flat(tree: Any, above: str = "") -> dict[str, Any]:
 def _differences(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     """Options that are not the same in all runs; `output` never is."""
     names = dict.fromkeys(name for run in runs for name in run.config if name != "output")
-    rows = [(name, [_short(run.config.get(name)) for run in runs]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+    rows = [(name, [_text(run.config.get(name)) for run in runs]) for name in names]
+    differing = [(name, _short(values)) for name, values in rows if len(set(values)) > 1]
+    if (more := len(differing) - MOST_DIFFERENCES) > 0:
+        differing[MOST_DIFFERENCES:] = [(f"and {more:,} more", [""] * len(runs))]
+    return differing
 
 
-def _short(value: Any) -> str:
-    text = "–" if value is None else str(value)
-    return text if len(text) <= MOST_VALUE else f"{text[: MOST_VALUE - 1]}…"
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _short(values: Sequence[str]) -> list[str]:
+    """Each from a little before where they begin to differ, where one is too long."""
+    if max(map(len, values)) <= MOST_VALUE:
+        return list(values)
+    start = max(0, len(os.path.commonprefix(list(values))) - MOST_VALUE // 2)
+    shown = [f"{'…' if start else ''}{value[start:]}" for value in values]
+    return [one if len(one) <= MOST_VALUE else f"{one[: MOST_VALUE - 1]}…" for one in shown]
 
 
 def _table(runs: Sequence[Compared]) -> list[tuple[str, list[Line]]]:

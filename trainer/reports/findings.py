@@ -192,9 +192,20 @@ def most_found(results: Results, groups: Sequence[Group]) -> Group | None:
     return max(asked, key=lambda group: results.pair(f"{group.path}/tpr")[1] or 0.0, default=None)
 
 
+def _by_other_writings(results: Results, groups: Sequence[Group]) -> float:
+    """The share of the people to forget who were found after, of several attacks the most."""
+    found = (
+        results.pair(f"{group.path}/found_by/any_variant")[1]
+        for group in groups
+        if group.name == "forget"
+    )
+    return max((share for share in found if share is not None), default=0.0)
+
+
 def verdict(results: Results) -> str:
     asked = results.identities
-    group = most_found(results, attacked(results))
+    groups = attacked(results)
+    group = most_found(results, groups)
     if group is None:
         if not asked:
             return "Nobody was asked to be forgotten, and no attack on people to forget was run."
@@ -211,8 +222,7 @@ def verdict(results: Results) -> str:
         f"Of {count_people(num_attacked)} asked to be forgotten, the identity inference attack "
         f"found {found[0]} before and {found[1]} after."
     )
-    _, rewritten = results.pair(f"{path}/found_by/any_variant")
-    if rewritten:
+    if rewritten := _by_other_writings(results, groups):
         sentence += f" By other writings of their names it still found {100 * rewritten:.1f} %."
     if num_attacked and asked > num_attacked:
         sentence += f" {asked:,} were asked for; the others were not attacked."

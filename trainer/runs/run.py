@@ -45,8 +45,8 @@ Failures = dict[str, str]  # an evaluation's name: why it gave nothing
 class Run:
     """What a run writes and shows; only the main process does either."""
 
-    def __init__(self, config: Config, accelerator: Accelerator):
-        self.config, self.accelerator = config, accelerator
+    def __init__(self, config: Config, accelerator: Accelerator, trains: bool = True):
+        self.config, self.accelerator, self._trains = config, accelerator, trains
         self.folder = Path(config.output)
         self.seconds: dict[str, float] = {}
         self._started_at = perf_counter()
@@ -73,6 +73,11 @@ class Run:
     def _claim(self) -> Saved | None:
         """Go on with a run of the same configuration that was cut off, or begin a new one."""
         config = self.config.to_yaml()
+        _refuse_other(self.folder)
+        if not self._trains and (self.folder / CHECKPOINTS).exists():
+            raise FileExistsError(
+                f"output: {self.folder} is of a run that trained; name another folder to measure in"
+            )
         (self.folder / MARKER).unlink(missing_ok=True)
         may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off()
         saved = find(self.folder / CHECKPOINTS) if may_go_on else None
@@ -245,6 +250,17 @@ class Run:
         self.accelerator.end_training()
         if self._lock is not None:
             os.close(self._lock)
+
+
+def _refuse_other(folder: Path) -> None:
+    """An earlier run is set aside, but nothing else that somebody keeps there."""
+    own = (CONFIG, ASKED, METRICS, CHECKPOINTS)
+    there = folder.iterdir() if folder.exists() else ()
+    found = {
+        path.name for path in there if not path.name.startswith(".")
+    }  # such as was half written
+    if found and found.isdisjoint(own):
+        raise FileExistsError(f"output: {folder} is not empty and no run's; name another folder")
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -24,6 +24,8 @@ class Trackers:
         os.environ.setdefault("WANDB_MODE", "offline")
         # Online, what is not committed would go along: a roster may be in the user's repository.
         os.environ.setdefault("WANDB_DISABLE_GIT", "true")
+        os.environ.setdefault("COMET_AUTO_LOG_GIT_METADATA", "false")
+        os.environ.setdefault("COMET_AUTO_LOG_GIT_PATCH", "false")
         # A server that went away must not hold the machines: what it did not get is on the disk.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # seconds
         os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")

@@ -44,6 +44,11 @@ class Launch:
 
     def check(self, optimizer: OptimizerConfig) -> None:
         """Raises ValueError where what is configured cannot be launched so."""
+        if self.strategy not in STRATEGIES or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"{self.strategy} in {self.precision} is not supported; launch by a file of "
+                f"launch/, with --mixed_precision {', '.join(PRECISIONS)}"
+            )
         if optimizer.anchor and self.precision == "fp16":  # the pull would have to be scaled too
             raise ValueError(
                 "optimizer.anchor does not go with fp16; launch with --mixed_precision bf16 or no"

@@ -34,7 +34,7 @@ from trainer.api import (
     Sample,
     Tower,
 )
-from trainer.measures import Rows
+from trainer.measures import Rows, packed
 from trainer.testing.fakes import FakeEncoder, default_samples, part_of
 from trainer.testing.loss_checks import check_losses, listed
 
@@ -122,6 +122,13 @@ def _measured(evaluation: Evaluation, student: FakeEncoder, teacher: FakeEncoder
                 f"{cls}.run yields {name} as {type(one).__name__}; a float, or a list of floats"
             )
             assert math.isfinite(one), f"{cls}.run yields {name} as {one}; leave out what is none"
+        try:
+            json.dumps(packed({name: value}))
+        except (TypeError, ValueError) as error:
+            raise AssertionError(
+                f"{cls}.run yields {name} with what JSON cannot hold: {error}; give Python's own "
+                "numbers, as int(...) and float(...) make them"
+            ) from None
         measures[name] = value
     return measures
 
@@ -129,7 +136,6 @@ def _measured(evaluation: Evaluation, student: FakeEncoder, teacher: FakeEncoder
 def _numbers(value: Any) -> list:
     """What has to be a float each; rows of people are no numbers, but must be JSON's."""
     if isinstance(value, Rows):
-        json.dumps(value)
         return []
     return value if isinstance(value, list) else [value]
 

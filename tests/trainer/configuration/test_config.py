@@ -168,10 +168,10 @@ def test_plain_data_is_validated_without_a_file(tmp_path):
     assert config.output == Path("runs/trial")
 
 
-def test_trackers_are_accelerates():
+def test_trackers_are_accelerates_but_for_one_that_sends_what_is_not_committed():
     from accelerate.utils import LoggerType
 
-    assert {"all", *get_args(Tracker)} == {one.value for one in LoggerType}
+    assert {"all", "clearml", *get_args(Tracker)} == {one.value for one in LoggerType}
 
 
 # What is wrong.
@@ -293,7 +293,7 @@ trackers: [wandbb]
         "optimizer.schedule: found 'cosin'; must be 'constant', 'cosine' or 'steps'; "
         "did you mean 'cosine'?",
         "steps: missing; optimizer steps; auto: as many as people to forget need",
-        "trackers.0: found 'wandbb'; must be 'aim', 'clearml', 'comet_ml', 'dvclive', 'mlflow', "
+        "trackers.0: found 'wandbb'; must be 'aim', 'comet_ml', 'dvclive', 'mlflow', "
         "'swanlab', 'tensorboard', 'trackio' or 'wandb'; did you mean 'wandb'?",
         "objectives.keep.batch_size: found 0; must be greater than 0",
         "objectives.keep.towers.0: found 'txt'; must be 'text' or 'image'; did you mean 'text'?",

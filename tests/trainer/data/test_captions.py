@@ -72,8 +72,11 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
 
 
 def test_rows_that_are_no_captions_have_their_reason(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", ["a", None, " ", "x" * 100_000])
-    assert captions(path) == ["a", "(no caption)", "(no caption)", "(caption too large)"]
+    path = write_parquet(
+        tmp_path / "a.parquet", ["a", None, " ", "x" * 100_000, "b " + "x" * 2_000]
+    )
+    large = "(caption too large)"
+    assert captions(path) == ["a", "(no caption)", "(no caption)", large, large]
     numbers = write_parquet(tmp_path / "b.parquet", [1, 2])
     assert captions(numbers) == ["(caption is no text)"] * 2
 

@@ -118,6 +118,15 @@ def test_all_samples_of_a_shard_that_changed_are_wrong_and_as_many_as_before(sha
     assert captions(shard, start=30) == [f"({CHANGED})"] * 2
 
 
+def test_a_caption_of_the_same_length_is_noticed_where_all_files_have_one_time(tmp_path):
+    samples = {f"{i:03}": {"txt": f"caption {i:03}"} for i in range(50)}
+    path = str(write_shard(tmp_path / "0.tar", samples))
+    indexed(path)
+    write_shard(tmp_path / "0.tar", samples | {"007": {"txt": "caption 700"}})
+    os.utime(path, ns=(0, 0))
+    assert captions(path) == [f"({CHANGED})"] * 50
+
+
 def test_a_copy_of_a_shard_with_its_index_is_known_by_its_headers(shard, tmp_path):
     path = indexed(shard)
     copy = tmp_path / "copy/0.tar"

@@ -187,6 +187,14 @@ def test_two_real_processes_print_what_one_prints():
     assert process.returncode == 0 and found.splitlines() == stream("--steps", "10")
 
 
+def test_a_file_that_is_no_position_is_refused(folder, tmp_path):
+    (tmp_path / "results.json").write_text('{"before": 1}')
+    position = str(tmp_path / "results.json")
+    found = CliRunner().invoke(cli, ["stream", "run.yaml", "--position", position])
+    assert isinstance(found.exception, ValueError)
+    assert "results.json: it is no position in a stream" in str(found.exception)
+
+
 def test_hosts_with_disks_of_their_own_go_on_from_the_first_ones_position(tmp_path):
     stream("--steps", "2", "--position", str(tmp_path / "0.json"))
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}

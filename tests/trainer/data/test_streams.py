@@ -124,6 +124,10 @@ def test_bad_parts_have_each_their_reason():
     assert reason("label", json="{") == reason("label", json=b"\xff") == "undecodable json"
     assert reason("label", json="[" * 100_000) == "undecodable json"
     assert reason("label", json="9" * 10_000) == "undecodable json"
+    assert reason("label", json='{"id": "\\ud800"}') == "undecodable json"
+    for long in ("x" * 1_001, "_!" * 501):
+        assert reason("text", txt=f"a {long}".encode()) == "caption too large"
+    assert sample(txt=b"a " * 2_000 + b"x" * 1_000 + b"," + b"x" * 1_000).text
     assert reason("label", json='["id"]') == reason("label", json="null") == "json is no object"
     assert reason("label", json='{"id": {"a": 1}}').startswith("json has an id that is neither")
     assert reason("label", json=" " * 1_000_001) == "json too large"
@@ -132,7 +136,8 @@ def test_bad_parts_have_each_their_reason():
 
 def test_a_long_caption_has_its_own_reason_and_is_not_read(tmp_path):
     longest = MAX_BYTES["txt"]
-    assert sample(txt="a" * longest).text == "a" * longest
+    assert sample(txt="ab" * (longest // 2)).has("txt")
+    assert sample(txt="a " * (longest // 2 - 1) + "ab").text.endswith("a ab")
     assert reason("text", txt="a" * 100_000) == "caption too large"
     path = write_shard(tmp_path / "0.tar", {"a": {"txt": "a" * 100_000}})
     for url in (str(path), f"pipe:cat {path}"):
@@ -182,6 +187,17 @@ def test_a_caption_that_cannot_be_used_is_none_of_its_neighbours_business(tmp_pa
     found = {one.key: told_of(one) for one in read}
     short = "shard is shorter than it was"
     assert found == {"a": "first", "b": "caption too large", "d": "last", "e": short, "c": None}
+
+
+def test_of_a_streamed_shard_smaller_parts_are_read_than_of_a_local_one(tmp_path, monkeypatch):
+    """A hundred samples of it wait in memory, of each lane."""
+    path = write_shard(tmp_path / "0.tar", {"a": {"jpg": picture(0)}, "b": {"txt": "a dog"}})
+    monkeypatch.setattr("trainer.data.readers.MAX_STREAMED_BYTES", len(picture(0)) - 1)
+    assert next(read_shard(str(path))).image_bytes == picture(0)
+    large, small = read_share(Share(f"pipe:cat {path}"), 0, Reading())
+    with pytest.raises(BadSample, match="picture file too large"):
+        _ = large.image_bytes
+    assert small.text == "a dog"
 
 
 # Lanes

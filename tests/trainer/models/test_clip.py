@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import logging
+import math
 import pickle
 import string
 import warnings
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -40,6 +41,7 @@ from trainer.api import Tower, decode_picture
 from trainer.configuration.sections import ModelConfig
 from trainer.models import clip as clips
 from trainer.models.clip import Towers, student_of
+from trainer.models.export import export
 from trainer.models.preprocess import Prepare, Tokenizer
 from trainer.models.text_towers import MIN_GROUP, takes_short_text
 from trainer.models.zoo import preprocessing_beside, warn_of_activation
@@ -152,6 +154,18 @@ def test_the_temperature_is_at_most_a_hundred(plain):
     towers = copy.deepcopy(Towers(plain.clip, BOTH))
     nn.init.constant_(towers.logit_scale, 7.0)
     assert towers(None, None)[2] == 100
+
+
+def test_a_temperature_of_a_hundred_still_learns_and_is_none_above_when_it_is_written(
+    plain, tmp_path
+):
+    towers = copy.deepcopy(Towers(plain.clip, BOTH))
+    nn.init.constant_(towers.logit_scale, math.log(100))
+    towers(None, None)[2].backward()
+    assert towers.logit_scale.grad == pytest.approx(100)
+    nn.init.constant_(towers.logit_scale, 5.0)
+    file = export(plain.clip, {"logit_scale": towers.logit_scale}, tmp_path / "m", torch.float32)
+    assert load_file(file)["logit_scale"] == pytest.approx(math.log(100))
 
 
 # Teacher and student
@@ -445,6 +459,19 @@ def test_a_local_dir_without_config_or_weights_is_refused(tmp_path):
     assert refusal(name=name, pretrained="openai").startswith(
         "model.pretrained openai is no tag of"
     )
+
+
+def test_a_tokenizer_that_would_run_a_file_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T: pass\n")
+    auto = {"auto_map": {"AutoTokenizer": ["evil.T", None]}, "tokenizer_class": "T"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(auto))
+    (tmp_path / "config.json").write_text("{}")
+    text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    config = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": text | {"context_length": 24}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    message = refusal(name=f"local-dir:{tmp_path}", random_weights=True)
+    assert not (tmp_path / "ran").exists()
+    assert "has tokenizer_kwargs beside clean, language, strip_sep_token" in message
 
 
 def test_a_config_that_open_clip_cannot_make_is_refused(tmp_path):

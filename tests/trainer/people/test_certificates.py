@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from tests.conftest import REPOSITORY
 from tests.trainer.run_folders import full_run, person
 from trainer.cli import cli
+from trainer.configuration.sections import ModelConfig
 from trainer.people.certificates import FAILED, NOT_ATTACKED, issue, verify
-from trainer.people.fingerprints import fingerprints
+from trainer.people.fingerprints import fingerprints, weights_before
 from trainer.people.roster import read_roster
 
 NAMES = ["Quentin Oldcastle", "Rosamund Verity", "Ismael Duquesne"]
@@ -289,6 +290,17 @@ def test_weights_that_cannot_be_had_are_told(run, key, tmp_path, monkeypatch):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ValueError, match="laion400m_e32 of ViT-B-32-quickgelu are not here, nor"):
         issue(run, key[0], tmp_path / "sealed")
+
+
+def test_a_model_may_be_named_as_openai_does(monkeypatch):
+    asked = []
+    fetched = lambda config: asked.append(config["url"]) or "weights.pt"  # noqa: E731
+    monkeypatch.setattr("trainer.people.fingerprints.download_pretrained", fetched)
+    for name in ("ViT-B/32", "ViT-B-32"):
+        assert weights_before(ModelConfig(name=name, pretrained="laion400m_e32")) == Path(
+            "weights.pt"
+        )
+    assert len(set(asked)) == 1
 
 
 def test_the_command_issues_and_checks(run, key, tmp_path):

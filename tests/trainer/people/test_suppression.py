@@ -806,3 +806,75 @@ def test_a_run_whose_roster_or_key_is_gone_is_refused_in_a_line(removed, tmp_pat
             standings(roster, run)
         assert "\n" not in str(caught.value) and not gone.exists()
         gone.write_bytes(content)
+
+
+def test_a_link_to_a_picture_of_somebody_else_goes_and_the_picture_stays(tmp_path):
+    roster = in_folders(tmp_path)
+    own, others = (tmp_path / "faces" / name for name in (GONE, NAMES[0]))
+    (own / "group.jpg").symlink_to(others / "0.jpg")
+    (own / "away.jpg").symlink_to(tmp_path / "away.jpg")
+    (tmp_path / "away.jpg").write_bytes(picture(1, 9))
+    assert forget_me(roster, GONE)
+    assert (others / "0.jpg").read_bytes() == picture(0, 0)
+    assert not own.exists() and not (tmp_path / "away.jpg").exists()
+
+
+def test_a_folder_that_is_a_link_and_one_whose_pictures_are_listed_go_too(tmp_path):
+    roster = in_folders(tmp_path)
+    own = tmp_path / "faces" / GONE
+    elsewhere = tmp_path / "elsewhere"
+    own.rename(elsewhere)
+    own.symlink_to(elsewhere)
+    assert forget_me(roster, GONE)
+    assert not own.is_symlink() and not elsewhere.exists()
+    lines = roster.read_text(encoding="utf-8").replace(
+        f"faces/{NAMES[0]}", f"faces/{NAMES[0]}/*.jpg"
+    )
+    roster.write_text(lines, encoding="utf-8")
+    removed = forget_me(roster, NAMES[0])
+    assert removed and removed.left == 0 and not (tmp_path / "faces" / NAMES[0]).exists()
+
+
+def test_who_has_a_folder_in_somebody_elses_can_be_taken_out(tmp_path):
+    roster = in_folders(tmp_path)
+    outer, own = (tmp_path / "faces" / name for name in (NAMES[0], GONE))
+    own.rename(outer / "inner")
+    lines = roster.read_text(encoding="utf-8").replace(f"faces/{GONE}", f"faces/{NAMES[0]}/inner")
+    roster.write_text(lines, encoding="utf-8")
+    assert forget_me(roster, GONE)
+    assert sorted(path.name for path in outer.iterdir()) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_a_pattern_with_wrong_braces_is_refused_without_a_word_of_it(tmp_path):
+    roster = in_folders(tmp_path)
+    lines = roster.read_text(encoding="utf-8").replace(f"faces/{GONE}", f"faces/{{{GONE}")
+    roster.write_text(lines, encoding="utf-8")
+    for name in (GONE, NAMES[0]):  # whoever is asked for
+        refused(roster, "are no pattern; mend their braces in the roster", name)
+
+
+def test_a_shard_of_a_pattern_stays_when_it_is_empty(tmp_path):
+    """Other rosters may have the same pattern."""
+    for i in range(len(NAMES)):
+        write_shard(tmp_path / f"{i}.tar", {f"p{i}/{j}": {"jpg": picture(i, j)} for j in range(3)})
+    roster = tmp_path / "people.csv"
+    roster.write_text(f'name,faces,id\n"{GONE}","{{0..3}}.tar",p1\n', encoding="utf-8")
+    assert forget_me(roster, GONE)
+    shards._opened.cache_clear()
+    assert picture(1, 0) not in (tmp_path / "1.tar").read_bytes()
+    rest = "\n".join(f'"{name}","{{0..3}}.tar",p{i}' for i, name in enumerate(NAMES) if i != 1)
+    other = tmp_path / "others.csv"
+    other.write_text(f"name,faces,id\n{rest}\n", encoding="utf-8")
+    assert all(len(some) == 3 for some in contents(other).values())
+
+
+def test_the_last_person_of_a_roster_leaves_one_that_can_still_be_checked(tmp_path):
+    roster = in_folders(tmp_path)
+    run = finished(tmp_path, {"names": {"roster": str(roster)}})
+    for name in NAMES:
+        assert forget_me(roster, name)
+    assert suppressed_in(roster) == []
+    assert len(standings(roster, run)) == len(NAMES)
+    assert forget_me(roster, GONE) is None
+    with pytest.raises(ValueError, match="has no row"):
+        read_roster(roster)

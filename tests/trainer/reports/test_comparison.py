@@ -36,6 +36,28 @@ def test_only_options_that_differ_are_listed(tmp_path):
     assert differing[-2:] == ["Optionrun0run1", "optimizer.lr0.10.2"]
 
 
+def test_options_that_differ_beyond_what_is_shown_are_listed_where_they_do(tmp_path):
+    long = "/a/path/that/is/longer/than/all/that/is/shown/of/an/option/here"
+    configs = [f"roster: {long}/{name}.csv" for name in ("first", "second")]
+    runs = [full_run(tmp_path, name=f"run{i}", config=one) for i, one in enumerate(configs)]
+    words = page_of(runs, tmp_path).words
+    assert "shown/of/an/option/here/first.csv" in words and "option/here/second.csv" in words
+
+
+def test_of_more_options_than_are_listed_the_rest_is_counted(tmp_path):
+    configs = ["\n".join(f"a{j}: {i}" for j in range(45)) for i in range(2)]
+    runs = [full_run(tmp_path, name=f"run{i}", config=one) for i, one in enumerate(configs)]
+    words = page_of(runs, tmp_path).words
+    assert "a3901" in words and "a4001" not in words and "and 5 more" in words
+
+
+def test_a_configuration_that_is_no_yaml_is_named(tmp_path):
+    runs = [full_run(tmp_path, name=f"run{i}", config="a: 1") for i in range(2)]
+    (runs[1] / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="run1/config.yaml is no YAML; name the folder"):
+        page_of(runs, tmp_path)
+
+
 def test_attacks_on_the_way_are_drawn_with_a_line_for_each_run(tmp_path):
     runs = [full_run(tmp_path, name=f"relearning_{i}") for i in range(3)]
     runs.append(run_folder(tmp_path, measures(0, 0.9), measures(9, 0.9), name="no_curve")[0])

@@ -255,6 +255,15 @@ def test_who_is_found_by_another_writing_is_told_at_once(tmp_path):
     assert "and 0 after. By other writings of their names it still found 4.7 %." in text
 
 
+def test_who_is_found_by_another_writing_in_another_attack_is_told_as_well(tmp_path):
+    found = measures(0, 0.97)
+    harder = {name.replace("y_inference", "y_inference/harder"): v for name, v in found.items()}
+    harder["identity_inference/harder/forget/found_by/any_variant"] = 3 / 64
+    _, results = run_folder(tmp_path, found | harder, found | harder)
+    text = " ".join(summary(results).split())
+    assert "By other writings of their names it still found 4.7 %." in text
+
+
 def test_what_was_measured_beside_the_accuracy_and_dropped_is_shown_as_well(tmp_path):
     more = {"zero_shot/colour/top_5": 0.991, "identity_inference/accuracy": 0.876}
     more |= {"identity_inference/forget/dropped": 3.0, "zero_shot/colour/skipped": 0.0}

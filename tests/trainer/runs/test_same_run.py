@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import locale
+from pathlib import Path
 
+import pytest
 from accelerate import Accelerator
 
 from tests.conftest import REPOSITORY
@@ -41,3 +43,14 @@ def test_a_configuration_is_known_again_in_any_locale(small_world, monkeypatch, 
     finally:
         locale.setlocale(locale.LC_CTYPE, own)
     assert "an earlier run is kept as runs/é.1" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_runs_is_left_as_it_is(small_world, monkeypatch):
+    monkeypatch.chdir(small_world)
+    Path("private").mkdir()
+    Path("private/requests.csv").write_text("name\n")
+    options = ["output=private", "trackers=[]", "evaluations={}", "model.random_weights=true"]
+    config = load_config(REPOSITORY / "configs/demo.yaml", options)
+    with pytest.raises(FileExistsError, match="private is not empty and no run's; name another"):
+        Run(config, Accelerator(cpu=True))
+    assert [path.name for path in Path("private").iterdir()] == ["requests.csv"]

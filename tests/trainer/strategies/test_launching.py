@@ -59,6 +59,12 @@ def test_muon_is_refused_where_matrices_are_cut(strategy):
         Launch(whole, 2).check(muon)
 
 
+@pytest.mark.parametrize("launch", [Launch(precision="fp8"), Launch("zero0", 2)])
+def test_what_is_not_supported_is_refused_with_what_is(launch):
+    with pytest.raises(ValueError, match="is not supported; launch by a file of launch/, with"):
+        launch.check(OptimizerConfig(lr=0.1))
+
+
 def test_several_devices_without_another_strategy_are_ddp():
     assert Launch().on(2).strategy == "ddp"
     assert Launch("ddp", 8).on(1) == Launch()
