@@ -352,7 +352,10 @@ def test_batches_that_ranks_cannot_share_are_refused_by_every_launch():
     lanes = overrides("demo", "data.lanes=7")
     done = launched(2, "train", config_path("demo"), *lanes)
     assert done.returncode != 0
-    assert "data.lanes is 7, not a multiple of the 2 processes; set data.lanes=8" in done.stderr
+    told = (
+        "data.lanes is 7, not a multiple of the 2 processes; launch as many as divide it, or for a"
+    )
+    assert f"{told} run that begins set data.lanes=8" in done.stderr
     assert done.stderr.count("data.lanes is 7") == 1
     assert not Path("runs/demo").exists()
 

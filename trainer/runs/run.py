@@ -256,9 +256,7 @@ def _refuse_other(folder: Path) -> None:
     """An earlier run is set aside, but nothing else that somebody keeps there."""
     own = (CONFIG, ASKED, METRICS, CHECKPOINTS)
     there = folder.iterdir() if folder.exists() else ()
-    found = {
-        path.name for path in there if not path.name.startswith(".")
-    }  # such as was half written
+    found = {path.name for path in there if not path.name.startswith(".")}  # those are half written
     if found and found.isdisjoint(own):
         raise FileExistsError(f"output: {folder} is not empty and no run's; name another folder")
 
