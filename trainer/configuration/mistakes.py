@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from trainer.api import StrictModel
+from trainer.system.addresses import masked
 
 
 class ConfigError(ValueError):
@@ -63,7 +64,7 @@ def _wording(error: Any, model: type[BaseModel]) -> tuple[str, str]:
         message += did_you_mean(error["input"], options)
     if error["type"] == "string_pattern_mismatch" and last == "[key]":
         message = "a name must be of letters, digits, _ and -"
-    return f"found {short(error['input'])}; ", message
+    return f"found {short(masked(error['input']))}; ", message
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> dict[Any, Any]:

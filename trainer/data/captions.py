@@ -62,6 +62,8 @@ def _sample(key: str, shown: str, line: bytes) -> Sample | BadSample:
         text = line.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         return BadSample("undecodable text", shown)
+    if has_long_word(text):
+        return BadSample("caption too large", shown)
     return Sample(key, text, shard=shown) if text else BadSample("no caption", shown)
 
 

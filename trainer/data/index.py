@@ -114,6 +114,7 @@ def save_index(index: Index, path: str) -> None:
     aside = f"{path}.{os.getpid()}.tmp"
     shard = index.shard
     try:
+        Path(aside).unlink(missing_ok=True)
         with open(aside, "wb") as file:
             np.savez(
                 file,

@@ -17,6 +17,7 @@ from trainer.configuration.config import Config
 from trainer.data.loader import draw
 from trainer.data.skips import Skips
 from trainer.data.steps import Positions, Steps, StreamState, check_sizes
+from trainer.system.files import replace_text
 
 
 class Keys(NamedTuple):
@@ -86,9 +87,7 @@ def preview(config: Config, num_steps: int, position: Path | None, skips: Skips)
         yield from lines_of(step, keys)
         if position:
             state = StreamState(step, steps.order, keys.positions)
-            aside = position.with_name(f".{position.name}.tmp")
-            aside.write_text(state.to_json())
-            aside.replace(position)
+            replace_text(position, state.to_json())
     if ranks > 1:
         dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from trainer.api import BadSample, Sample, decode_picture
 from trainer.data.shards import MAX_BYTES, PARTS, Shard, read_extent, read_extents
 
 _PLACE = {part: 2 * place for place, part in enumerate(PARTS)}  # of an offset; its size follows
-MAX_LETTERS = 1_000  # of a word
+MAX_LETTERS = 300  # of a word
 _LONG_WORD = re.compile(rf"\w{{{MAX_LETTERS + 1}}}|(?:[^\w\s]|_){{{MAX_LETTERS + 1}}}")
 _CALLED = {"txt": "caption", "picture": "picture file"}
 
@@ -175,7 +176,10 @@ def _decoded(content: bytes | None) -> str | None:
 
 def has_long_word(text: str) -> bool:
     """A tokenizer's time grows with the square of a word's letters, or of signs in a row."""
-    return len(text) > MAX_LETTERS and _LONG_WORD.search(text) is not None
+    if len(text) <= MAX_LETTERS:
+        return False
+    text = html.unescape(html.unescape(text)) if "&" in text else text  # as tokenizers do
+    return _LONG_WORD.search(text) is not None
 
 
 def _id_of(content: bytes) -> str | None:

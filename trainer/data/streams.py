@@ -69,7 +69,9 @@ def _expand(pattern: str) -> list[str]:
     try:
         found = list(braceexpand.braceexpand(pattern))
     except ValueError:
-        raise ValueError(f"{pattern} is not a pattern of shards; see to its braces") from None
+        raise ValueError(
+            f"{shown(pattern)} is not a pattern of shards; see to its braces"
+        ) from None
     if has_magic(pattern) and not is_remote(pattern):
         found = sorted(path for one in found for path in glob(one))
         if not found:

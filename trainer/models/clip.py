@@ -81,7 +81,10 @@ def load(config: ModelConfig, weightless: bool = False) -> Clip:
     device = torch.device("meta" if weightless and not is_foreign else "cpu")
     with without_false_alarms():
         try:
-            tokenize = Tokenizer(open_clip.get_tokenizer(name))
+            # Not even asked whether a file of the model's folder may run.
+            is_foreign_text = architecture["text_cfg"].get("hf_tokenizer_name")
+            own = {"trust_remote_code": False} if is_foreign_text else {}
+            tokenize = Tokenizer(open_clip.get_tokenizer(name, **own))
             with device:
                 model: Any = open_clip.create_model(
                     name,

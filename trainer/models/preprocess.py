@@ -57,6 +57,8 @@ class Tokenizer:
         ids = [own.sot_token_id]
         for word in own.pat.findall(text.lower()):
             ids += self._ids_of_word(word)
+            if len(ids) >= self.context_length:
+                break
         del ids[self.context_length - 1 :]
         return np.array([*ids, own.eot_token_id], dtype=np.int32)
 
@@ -79,6 +81,8 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """What `local-dir:FOLDER` needs beside its config: files, if it is Hugging Face's."""
         if isinstance(self._tokenizer, HFTokenizer):
+            # Nobody chats with a CLIP, and a template's name becomes one of a file.
+            self._tokenizer.tokenizer.chat_template = None
             self._tokenizer.save_pretrained(folder)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,6 +37,7 @@ from trainer.people.roster import KEY_FILE, read_roster
 from trainer.reports.findings import LIMITS
 from trainer.reports.results import Results, path_of, read_results
 from trainer.reports.worst_off import read_people
+from trainer.system.files import replace
 from trainer.system.versions import code_version
 
 FORMAT = "clip-unlearn certificate 2"
@@ -158,7 +158,10 @@ def verify(path: Path, public_key: Path) -> dict[str, Any]:
             f"{path} is not what was signed: it, its signature or the key is another; "
             "ask its issuer for it again"
         ) from None
-    return json.loads(content)
+    found = json.loads(content)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path} is signed, but no certificate of this version: {FORMAT}")
+    return found
 
 
 def canonical(certificate: dict[str, Any]) -> bytes:
@@ -192,15 +195,9 @@ def _evaluations(config: Mapping[str, Any], results: Results) -> dict[str, dict[
 
 def _write_sealed(path: Path, content: bytes, signer: Ed25519PrivateKey) -> None:
     """The signature first: a certificate is never there without."""
-    for place, data in (
-        (path.with_name(path.name + SIGNATURE), signer.sign(content)),
-        (path, content),
-    ):
-        aside = place.with_name(f".{place.name}.tmp")
-        with aside.open("wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        aside.replace(place)
+    signature = signer.sign(content)
+    replace(path.with_name(path.name + SIGNATURE), lambda aside: aside.write_bytes(signature))
+    replace(path, lambda aside: aside.write_bytes(content))
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey:

@@ -38,7 +38,11 @@ def certificate(
 
         assert verify and public_key
         found = certificates.verify(verify, public_key)
-        click.echo(f"sealed as it is, of {found['identity']}, issued {found['issued_at']}")
+        model = found["model"]["weights_sha256"]["after"]
+        click.echo(
+            f"sealed as it is, of {found['identity']}, issued {found['issued_at']}, "
+            f"for the weights whose sha256 is {model}"
+        )
     else:
         raise click.UsageError(
             "either issue: RUN --key KEY --into FOLDER [--identity PSEUDONYM], "

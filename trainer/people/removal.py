@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tarfile
@@ -192,7 +193,25 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _write_without(path: Path, folder: str) -> None:
-    """The tar without a folder of it; every other byte stays what and in the order it was."""
+    """The tar without a folder of it; every other byte stays what and in the order it was.
+
+    One at a time: rosters of several folders may name it.
+    """
+    with _held(path):
+        _cut(path, folder)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    while True:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else it was written anew
+                yield
+                return
+
+
+def _cut(path: Path, folder: str) -> None:
     with tarfile.open(path, "r:") as tar:
         cuts, start = [], 0
         while entry := tar.next():
@@ -212,12 +231,19 @@ def _write_without(path: Path, folder: str) -> None:
 
 
 def replace_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Whole or as it was, and readable by whom it was: a new file by its owner alone."""
+    """Whole or as it was, and readable by whom it was: a new file by its owner alone. Of a link
+    what it leads to."""
+    path = path.resolve()
     aside = path.with_name(f".{path.name}.tmp")
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        shutil.copymode(path, aside)
-    os.replace(aside, path)
+    aside.unlink(missing_ok=True)
+    try:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # it has names or faces, and may be what fills the disk
+        raise

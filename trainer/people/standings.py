@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,11 @@ def standings(roster: Path, run: Path) -> list[Standing]:
     forgotten, taught = (
         _by_name(key, [one for path in paths for one in people[path]]) for paths in (forget, teach)
     )
+    # Whom an attack measured stands there by the key beside its own roster.
+    attacked: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(_attacked(config.get("evaluations", {}).values())):
+        for name, pseudonym in _by_name(key, _people_of(path, run)).items():
+            attacked[name].add(pseudonym)
     removed = _taken_out_of({ANY_ROSTER, *(Path(path).name for path in forget)}, rows)
     since = _taken_out_since(removed, set(forgotten.values()), digest, run)
     found_by = _found_by(run)
@@ -58,6 +64,7 @@ def standings(roster: Path, run: Path) -> list[Standing]:
     def standing(row: Mapping[str, Any]) -> Standing:
         names = forgotten.keys() & set(row["names"])
         known_as = {row["pseudonym"], *(forgotten[name] for name in names)}
+        known_as |= {one for name in row["names"] for one in attacked.get(name, ())}
         found = [won for one, won in found_by.items() if one in known_as]
         return Standing(
             row["pseudonym"],
@@ -104,6 +111,12 @@ def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[
         # Of no pictures it is not read.
         teach |= {one["roster"] for one in groups if one.get("pictures") != 0}
     return forget, teach
+
+
+def _attacked(evaluations: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The rosters of people whom attacks look for."""
+    groups = [one.get("groups") for one in evaluations if one["kind"] == "identity_inference"]
+    return {roster for one in groups if isinstance(one, dict) for roster in one.values()}
 
 
 def _people_of(roster: str, run: Path) -> list[Identity]:

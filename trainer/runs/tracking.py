@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
 
 from trainer.configuration.config import Config
-from trainer.system.addresses import masked
+from trainer.system.addresses import masked, shown
 from trainer.system.failures import cause
 
 NAME = "clip-unlearn"  # of the project that the runs are in
@@ -31,13 +33,19 @@ class Trackers:
         os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         # Whole: wandb's service stays in the folder that its first run was started in.
         folder = str(config.output.absolute())
-        options = {"wandb": {"name": config.output.name, "dir": folder}}
-        told, started = _flat(masked(config.resolved())), []
+        options = {
+            "wandb": {"name": config.output.name, "dir": folder},
+            # Else it would commit what is not committed, and may push it.
+            "dvclive": {"dir": f"{folder}/dvclive", "save_dvc_exp": False},
+        }
+        told = _flat(masked(config.resolved()))
+        started: list[Any] = []
         wanted = accelerator.log_with
         for one in wanted:  # each alone, that the others start where one does not
             accelerator.log_with, accelerator.trackers = [one], []
-            if self._works(str(one), accelerator.init_trackers, NAME, told, options):
-                started += accelerator.trackers
+            with _arguments_masked():
+                works = self._works(str(one), accelerator.init_trackers, NAME, told, options)
+            started += accelerator.trackers if works else []
         accelerator.trackers = started
         for missing in {*config.trackers} - {*map(str, wanted)}:
             self._leave_out(missing, "it is not installed")
@@ -63,6 +71,18 @@ class Trackers:
 
     def _leave_out(self, name: str, why: str) -> None:
         self._say(f"tracker {name} is left out ({why}); metrics.jsonl has all that it would have")
+
+
+@contextmanager
+def _arguments_masked() -> Iterator[None]:
+    """Some keep the command line: an override may hold a signed address."""
+    arguments = sys.argv
+    parts = [one.partition("=") for one in arguments]
+    sys.argv = ["".join([name, equals, shown(value)]) for name, equals, value in parts]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str | int | float]:

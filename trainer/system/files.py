@@ -18,6 +18,8 @@ class NotWritten(OSError):
 def replace(path: Path, write: Callable[[Path], object]) -> Path:
     """Written aside by `write`, put on the disk, then renamed. Gives the path."""
     aside = path.with_name(f".{path.name}.tmp")
+    # A link there, as a folder from elsewhere may have, would be written through.
+    aside.unlink(missing_ok=True)
     try:
         write(aside)
         sync(aside)

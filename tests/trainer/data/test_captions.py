@@ -50,6 +50,8 @@ def test_a_line_that_is_no_caption_has_its_reason(tmp_path):
         "a dog", "(no caption)", "(undecodable text)", "(caption too large)", "last",
     ]  # fmt: skip
     assert captions(path, start=3) == ["(caption too large)", "last"]
+    path.write_bytes(b"x" * 301 + b"\n" + b"a " * 500)
+    assert captions(path) == ["(caption too large)", ("a " * 500).strip()]
 
 
 @pytest.mark.parametrize("column", ["caption", "TEXT", "text", "alt"])

@@ -125,9 +125,9 @@ def test_bad_parts_have_each_their_reason():
     assert reason("label", json="[" * 100_000) == "undecodable json"
     assert reason("label", json="9" * 10_000) == "undecodable json"
     assert reason("label", json='{"id": "\\ud800"}') == "undecodable json"
-    for long in ("x" * 1_001, "_!" * 501):
+    for long in ("x" * 301, "_!" * 151, "&#97" * 301):
         assert reason("text", txt=f"a {long}".encode()) == "caption too large"
-    assert sample(txt=b"a " * 2_000 + b"x" * 1_000 + b"," + b"x" * 1_000).text
+    assert sample(txt=b"a " * 2_000 + b"x" * 300 + b"," + b"x" * 300).text
     assert reason("label", json='["id"]') == reason("label", json="null") == "json is no object"
     assert reason("label", json='{"id": {"a": 1}}').startswith("json has an id that is neither")
     assert reason("label", json=" " * 1_000_001) == "json too large"

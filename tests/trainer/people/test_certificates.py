@@ -303,6 +303,15 @@ def test_a_model_may_be_named_as_openai_does(monkeypatch):
     assert len(set(asked)) == 1
 
 
+def test_what_is_signed_and_no_certificate_is_refused(sealed, key):
+    path = sealed[NAMES[0]]
+    path.write_text('{"format": "another"}')
+    beside = path.with_name(path.name + ".sig")
+    openssl("pkeyutl", "-sign", "-rawin", "-inkey", key[0], "-in", path, "-out", beside)
+    with pytest.raises(ValueError, match="is signed, but no certificate of this version"):
+        verify(path, key[1])
+
+
 def test_the_command_issues_and_checks(run, key, tmp_path):
     private, public = map(str, key)
     into = str(tmp_path / "sealed")
@@ -310,6 +319,8 @@ def test_the_command_issues_and_checks(run, key, tmp_path):
     assert done.output == f"3 certificates in {into}\n"
     [path, *_] = sorted(Path(into).glob("*.json"))
     check = ["certificate", "--verify", str(path), "--public-key", public]
-    assert CliRunner().invoke(cli, check).output.startswith(f"sealed as it is, of {path.stem}, ")
+    told = CliRunner().invoke(cli, check).output
+    weights = hashlib.sha256(b"the student's weights").hexdigest()
+    assert told.startswith(f"sealed as it is, of {path.stem}, ") and weights in told
     path.write_text("{}")
     assert isinstance(CliRunner().invoke(cli, check).exception, ValueError)

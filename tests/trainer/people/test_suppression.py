@@ -7,6 +7,8 @@ import io
 import json
 import os
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -878,3 +880,82 @@ def test_the_last_person_of_a_roster_leaves_one_that_can_still_be_checked(tmp_pa
     assert forget_me(roster, GONE) is None
     with pytest.raises(ValueError, match="has no row"):
         read_roster(roster)
+
+
+def test_a_roster_that_is_a_link_is_written_where_it_lies(tmp_path):
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    real = in_folders(vault)
+    text = real.read_text(encoding="utf-8").replace('"faces/', f'"{vault}/faces/')
+    real.write_text(text, encoding="utf-8")
+    (tmp_path / "private").mkdir()
+    roster = tmp_path / "private/people.csv"
+    roster.symlink_to(real)
+    assert forget_me(roster, GONE)
+    assert roster.is_symlink() and "Bertrand" not in real.read_text(encoding="utf-8")
+
+
+def test_a_link_in_the_place_of_what_is_written_aside_gets_no_name(tmp_path):
+    roster = in_folders(tmp_path)
+    seen = tmp_path / "seen"
+    seen.write_text("")
+    (tmp_path / f".{roster.name}.tmp").symlink_to(seen)
+    assert forget_me(roster, GONE)
+    assert seen.read_text() == "" and not roster.is_symlink()
+
+
+def test_what_cannot_be_written_leaves_no_names_behind(tmp_path, monkeypatch):
+    roster = in_folders(tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((OSError, ValueError)):
+        forget_me(roster, GONE)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_two_who_are_taken_out_of_one_shard_at_once_by_rosters_elsewhere_are_both_gone(
+    tmp_path, monkeypatch
+):
+    opened = tarfile.open
+
+    def slowly(*arguments, **options):
+        tar = opened(*arguments, **options)
+        time.sleep(0.2)
+        return tar
+
+    shard = write_shard(
+        tmp_path / "0.tar",
+        {f"p{i}/{j}": {"jpg": picture(i, j)} for i in range(4) for j in range(3)},
+    )
+    rosters = []
+    for i in range(4):
+        rosters.append(tmp_path / str(i) / "people.csv")
+        rosters[-1].parent.mkdir()
+        rosters[-1].write_text(f'name,faces,id\n"{NAMES[i]}",../0.tar,p{i}\n', encoding="utf-8")
+    monkeypatch.setattr(tarfile, "open", slowly)
+    with ThreadPoolExecutor() as threads:
+        removed = list(threads.map(forget_me, rosters[:3], NAMES[:3]))
+    monkeypatch.undo()
+    assert all(one and one.pictures == 3 for one in removed)
+    shards._opened.cache_clear()
+    assert len(contents(rosters[3])[NAMES[3]]) == 3
+    with tarfile.open(shard) as tar:
+        assert {name.partition("/")[0] for name in tar.getnames()} == {"p3"}
+
+
+def test_what_an_attack_by_a_roster_of_another_key_found_is_told(tmp_path):
+    roster = in_folders(tmp_path)
+    run = finished(tmp_path, {"names": {"roster": str(roster)}})
+    attacked = roster_of(tmp_path / "attack", GONE)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    attack = {"kind": "identity_inference", "groups": {"forget": attacked}}
+    config["evaluations"] = {"attack": attack}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    [there] = read_roster(attacked)
+    (run / "people.jsonl").write_text(json.dumps(person(there.pseudonym, "forget", 21, 21)) + "\n")
+    forget_me(roster, GONE)
+    code, lines = checked(roster, run)
+    assert code == 1 and STILL_FOUND.format(21) in lines[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 from accelerate import Accelerator
@@ -91,6 +92,19 @@ def test_trackers_are_told_addresses_without_their_secrets(config):
     told = kept.configuration["data.shards"]
     assert "https://h/0.tar" in told and "pipe:curl ... https://h/1.tar" in told
     assert "s3cr3t" not in str(kept.configuration)
+
+
+def test_no_tracker_sees_the_secrets_of_an_override(config, monkeypatch):
+    class Sees(Kept):
+        def start(self):
+            super().start()
+            self.arguments = list(sys.argv)
+
+    given = ["trainer", "train", "a.yaml", "data.shards=https://me:s3cr3t@h/0.tar?sig=s3cr3t"]
+    monkeypatch.setattr(sys, "argv", given)
+    sees = Sees()
+    Trackers(config(), Accelerator(cpu=True, log_with=[sees]), print)
+    assert sees.arguments == [*given[:3], "data.shards=https://h/0.tar"] and sys.argv == given
 
 
 def test_wandb_waits_for_a_server_that_went_away_for_minutes_alone(config, monkeypatch):

@@ -25,6 +25,13 @@ def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path):
     assert replace_text(path, "second").read_text() == "second"
 
 
+def test_a_link_in_the_place_of_what_is_written_aside_is_not_followed(tmp_path):
+    (tmp_path / "keys").write_text("mine")
+    (tmp_path / ".page.tmp").symlink_to(tmp_path / "keys")
+    page = replace_text(tmp_path / "page", "theirs")
+    assert (tmp_path / "keys").read_text() == "mine" and not page.is_symlink()
+
+
 @pytest.fixture
 def full_disk(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path]).returncode:
