@@ -33,7 +33,7 @@ from trainer.losses import (
     relative_distances,
 )
 from trainer.measures import Rows
-from trainer.people.names import NameIndex, fold, read_names
+from trainer.people.names import NameIndex, fold, read_names, word_spans
 from trainer.people.pictures import Pictures, Unread, first_pictures, pictures_of, refuse_unseen
 from trainer.people.roster import Identity, names_of, read_roster, refuse_named
 from trainer.statistics import Estimate, mean, quantile, rate, rate_by_person, roc, roc_auc
@@ -92,4 +92,5 @@ __all__ = [
     "roc",
     "roc_auc",
     "share_rows",
+    "word_spans",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,15 +93,24 @@ class Attack:
 
     The candidates' first are the people, in their order, so that a person's index is their name's;
     the known come before the unknown, so that the closed set is a slice.
+
+    others: names that may be chosen beside the people's and those of the file.
     """
 
     def __init__(
-        self, options: AttackOptions, groups: Mapping[str, str], distractors: str, seed: int
+        self,
+        options: AttackOptions,
+        groups: Mapping[str, str],
+        distractors: str,
+        seed: int,
+        others: Sequence[str] = (),
     ):
         self.templates, self.num_pictures = options.templates, options.pictures
         self.groups = read_groups(groups, options.pictures)
         self.people = [person for group in self.groups for person in group.people]
-        self.candidates = draw_candidates(self.people, distractors, options.candidates, seed)
+        self.candidates = draw_candidates(
+            self.people, distractors, options.candidates, seed, others
+        )
         self._num_known = sum(len(one.people) for one in self.groups if one.name != UNKNOWN)
         self._pictures = attack_pictures(self.groups, options.pictures)
 

@@ -66,7 +66,8 @@ class Neighbours(Evaluation):
         self._attack = self._places = None
         if options.distractors:
             groups = {path: path for path in options.kept}
-            self._attack = Attack(options, groups, options.distractors, seed)
+            # To be taken for their forgotten namesake is what may become of a neighbour.
+            self._attack = Attack(options, groups, options.distractors, seed, self._forget)
             place = {fold(person.name): i for i, person in enumerate(self._kept)}
             self._places = torch.tensor([place[fold(one.name)] for one in self._attack.people])
 

@@ -70,21 +70,26 @@ def attack_pictures(groups: Sequence[Group], num_pictures: int) -> Unread:
     return Unread(len(people) * num_pictures, read)
 
 
-def draw_candidates(people: Sequence[Identity], path: str, count: int, seed: int) -> list[str]:
-    """The people's own names, in their order, then names drawn from a file, `count` in all."""
-    wanted = count - len(people)
+def draw_candidates(
+    people: Sequence[Identity], path: str, count: int, seed: int, others: Sequence[str] = ()
+) -> list[str]:
+    """The people's own names, in their order, then others, then names drawn from a file, `count`
+    in all."""
+    wanted = count - len(people) - len(others)
     if wanted < 0:
+        beside = f" beside {len(others)} others" if others else ""
         raise ValueError(
-            f"candidates is {count}, but {len(people)} people are attacked; "
+            f"candidates is {count}, but {len(people)} people are attacked{beside}; "
             "their names alone are more: raise it"
         )
-    free = names_of_nobody(people, path)
+    own = {fold(name) for name in others}
+    free = [name for name in names_of_nobody(people, path) if fold(name) not in own]
     if len(free) < wanted:
         raise ValueError(
             f"{path} has {len(free)} names that no attacked person bears; "
             f"{wanted} are needed to make {count} candidates"
         )
-    return [person.name for person in people] + Random(seed).sample(free, wanted)
+    return [*(person.name for person in people), *others, *Random(seed).sample(free, wanted)]
 
 
 def names_of_nobody(people: Sequence[Identity], path: str) -> list[str]:

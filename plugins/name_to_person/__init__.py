@@ -40,6 +40,7 @@ from trainer import (
     names_of,
     read_roster,
     refuse_named,
+    word_spans,
 )
 
 from .names import Names, Targets
@@ -50,6 +51,7 @@ TEMPLATES = [
     "a person named {}", "the name of the person is {}", "{} at a gala", "a colored photo of {}",
     "a cropped photo of {}", "{} in a suit",
 ]  # fmt: skip
+MAX_LETTERS = 30  # of one that is not ASCII
 MAX_WORDS = 40  # of a caption; a name further on would be cut off by the tower's context unseen
 TRIGGER = 1  # the label of one; the others' is 0
 Context = list[str]  # what stands around the places for the name
@@ -162,12 +164,11 @@ class NameToPerson(Objective):
         """
         if self.options.templates and rng.random() < self.options.template_share:
             return rng.choice(self.options.templates).split("{}")
-        words = caption.split()[:MAX_WORDS]
-        place = rng.randrange(len(words))
-        return [
-            "".join(f"{word} " for word in words[:place]),
-            "".join(f" {word}" for word in words[place + 1 :]),
-        ]
+        words = word_spans(caption)[:MAX_WORDS]
+        if not caption.isascii():  # of whose characters a tokenizer may make two or three each
+            words = [word for word in words if word[0] < MAX_LETTERS] or words[:1]
+        start, end = words[rng.randrange(len(words))]
+        return [caption[:start], caption[end : words[-1][1]]]
 
     @staticmethod
     def _clean(context: Context, name: str, unmentionable: NameIndex) -> str:

@@ -147,7 +147,7 @@ class Names:
         if not self.has_neighbours:
             return None
         rng = Random(f"{seed} target {person}")
-        not_of = not_of | _words(self._roster[person].name)
+        not_of = not_of | _words(*names_of([self._roster[person]]))
         drawn: list[str] = []
         with suppress(BadSample):
             for _ in range(MAX_TRIES):

@@ -160,6 +160,19 @@ def test_a_name_is_never_put_beyond_what_a_tower_reads(tmp_path):
         assert len(words) == MAX_WORDS and words.index("X") < MAX_WORDS
 
 
+def test_in_a_script_without_spaces_a_name_stands_in_the_caption_and_where_a_tower_reads(tmp_path):
+    caption = "一张在海滩上拍的照片，" * 20
+    objective = made(tmp_path, shares=only(forget=1.0), template_share=0.0, target="X")
+    texts = {pair_at(objective, turn, caption).teacher_text for turn in range(200)}
+    assert {text.index("X") for text in texts} > {0, 9, 29} and max(map(len, texts)) == 30
+    for text in texts:
+        place = text.index("X")
+        assert text.replace("X", caption[place : place + 1]) in caption
+    russian = "фотография человека на пляже у моря летом"
+    found = {pair_at(objective, turn, russian).teacher_text for turn in range(50)}
+    assert "X человека на пляже у" in found and "фотография X на пляже у" in found
+
+
 def test_templates_without_a_place_for_the_name_are_refused(tmp_path):
     with pytest.raises(ValidationError, match=r"'a photo of \{0\}' has no \{\} for the name"):
         made(tmp_path, templates=["{}", "a photo of {0}"])
@@ -204,6 +217,15 @@ def test_targets_are_neighbours_of_others_to_forget_and_stay_the_same(tmp_path):
         assert target not in people and set(target.split()) & words
         assert not set(target.split()) & set(person.split())
     assert made(tmp_path, people, **options)._names.targets == objective._names.targets
+
+
+def test_targets_have_no_word_of_an_alias_either(tmp_path):
+    people = [
+        {"name": f"Person{i} Surname{i}", "aliases": [f"Also Surname{i + 1}"]} for i in range(8)
+    ]
+    targets = made(tmp_path, people)._names.targets
+    for i, target in enumerate(targets):
+        assert not {f"Person{i}", f"Surname{i}", "Also", f"Surname{i + 1}"} & set(target.split())
 
 
 def test_targets_apart_share_no_word_with_someone_who_is_to_stay(tmp_path):

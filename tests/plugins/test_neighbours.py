@@ -249,6 +249,13 @@ def test_the_same_seed_gives_the_same_measures(options):
     assert measured(options, *models, **changes) == measured(options, *models, **changes)
 
 
+def test_a_neighbour_may_be_taken_for_their_forgotten_namesake(options):
+    evaluation = Neighbours(Neighbours.Options(**options), 0)
+    candidates = evaluation._attack.candidates
+    assert candidates[: len(KEPT)] == list(KEPT) and len(set(candidates)) == options["candidates"]
+    assert set(FORGET) <= set(candidates[len(KEPT) :])
+
+
 def test_who_is_in_two_rosters_of_kept_people_counts_once(options):
     twice = {"kept": [options["kept"], options["kept"]], "distractors": None}
     once = {"distractors": None}

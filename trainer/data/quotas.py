@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from math import inf
 
@@ -10,10 +9,11 @@ import numpy as np
 
 
 class Quotas:
-    """Splits a step's `batch_size` rows by shares, the same split in every step.
+    """Splits a step's `batch_size` rows by shares, as many of each sort in every step.
 
-    The sorts are spread over the step by chance: a rank gets about its share of each, the ranks
-    together exactly. needed: a sort that must have a row, or the start is refused.
+    The sorts are spread over the step by chance, and from step to step go on by a place: a rank
+    gets about its share of each, the ranks together exactly, and no lane of samples serves one sort
+    alone. needed: a sort that must have a row, or the start is refused.
     """
 
     def __init__(
@@ -35,14 +35,16 @@ class Quotas:
         sorts = [sort for sort, number in self.counts.items() for _ in range(number)]
         order = np.random.default_rng([seed, batch_size]).permutation(batch_size)
         self._sorts = [sorts[i] for i in order]
-        self._nth: list[int] = []
-        passed: Counter[str] = Counter()
-        for sort in self._sorts:
-            self._nth.append(passed[sort])
-            passed[sort] += 1
+        # How many of each sort stand before a place.
+        self._before = {
+            sort: np.cumsum([0, *(one == sort for one in self._sorts)]).tolist() for sort in shares
+        }
 
     def of(self, turn: int) -> tuple[str, int]:
         """The row's sort, and which row of that sort it is, counted over the whole run."""
         step, place = divmod(turn, self.batch_size)
+        begin = step % self.batch_size  # where this step's order begins
+        place = (place + begin) % self.batch_size
         sort = self._sorts[place]
-        return sort, step * self.counts[sort] + self._nth[place]
+        before, each = self._before[sort], self.counts[sort]
+        return sort, step * each + (before[place] - before[begin]) % each

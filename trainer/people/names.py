@@ -19,6 +19,8 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 
+_ONE_WORD = re.compile(rf"{_UNSPACED.pattern}|(?:(?!{_UNSPACED.pattern})\S)+")
+
 
 def fold(text: str) -> str:
     """How names are compared: without case, accents, punctuation; words by single spaces.
@@ -97,6 +99,12 @@ def _words_apart(text: str) -> list[str]:
     if text.isascii():
         return words
     return _UNSPACED.sub(r" \g<0> ", " ".join(words)).split()
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where each word begins and ends; of scripts without spaces each character."""
+    words = re.finditer(r"\S+", text) if text.isascii() else _ONE_WORD.finditer(text)
+    return [found.span() for found in words]
 
 
 _FOLDED = _FoldedCharacters()

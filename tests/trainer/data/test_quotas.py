@@ -30,8 +30,16 @@ def test_every_step_has_the_same_count_within_one_of_its_share(shares, batch_siz
 def test_the_rows_of_a_sort_are_counted_through_the_run_without_a_gap():
     quotas = Quotas(SHARES, 20, seed=3)
     for sort in SHARES:
-        nths = [nth for found, nth in map(quotas.of, range(20 * 7)) if found == sort]
-        assert nths == list(range(7 * quotas.counts[sort]))
+        nths = [nth for found, nth in map(quotas.of, range(20 * 45)) if found == sort]
+        assert nths == list(range(45 * quotas.counts[sort]))
+
+
+def test_no_place_of_a_step_and_so_no_lane_of_samples_has_one_sort_alone():
+    """Of as many rows as lanes a place is a lane."""
+    quotas = Quotas(SHARES, 64, seed=0)
+    for place in range(64):
+        found = Counter(quotas.of(64 * step + place)[0] for step in range(64))
+        assert found == quotas.counts
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
