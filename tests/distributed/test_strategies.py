@@ -44,6 +44,12 @@ STRATEGIES = {  # the launch file, and what is said beside it
 
 
 PROGRAM = ["-m", "trainer"]
+LONG = [pytest.mark.slow, pytest.mark.long]
+
+
+def some(*names: str, of: tuple[str, ...] = ("ddp", "fsdp2", "zero1", "zero2", "zero3")) -> list:
+    """All of these strategies; of the slow tests .ci/run takes some."""
+    return [one if one in names else pytest.param(one, marks=pytest.mark.long) for one in of]
 
 
 def trained(
@@ -214,7 +220,8 @@ def contrasted(world) -> list[str]:
     [
         "fsdp2",
         "zero2",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("ddp", "zero1", "zero3")),
+        *(pytest.param(one, marks=LONG) for one in ("ddp", "zero1")),
+        pytest.param("zero3", marks=pytest.mark.slow),
     ],
 )
 def test_negatives_of_all_processes_and_a_temperature_that_learns_give_the_same(
@@ -266,7 +273,7 @@ def pulled(world, larger) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", some("fsdp2", "zero3"))
 def test_the_pull_clipping_and_every_evaluation_give_what_they_do_in_one_process(
     world, pulled, name
 ):
@@ -285,7 +292,7 @@ def test_four_parts_of_a_step_give_the_step(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero3"])
+@pytest.mark.parametrize("name", some("zero3", of=("ddp", "fsdp2", "zero1", "zero3")))
 def test_four_parts_of_a_step_give_the_step_under_each_strategy(world, larger, name):
     file, options = STRATEGIES[name]
     trained(world, f"{name}-accumulated", file, [*options, *FOUR_PARTS], *LARGER)
@@ -310,7 +317,7 @@ FROM_STEP_3 = re.compile(rf"\b([3-9]|\d\d)/{STEPS} ")
     [
         "compiled.yaml",  # DDP
         pytest.param("fsdp2.yaml", marks=pytest.mark.slow),
-        pytest.param("zero2.yaml", marks=pytest.mark.slow),
+        pytest.param("zero2.yaml", marks=LONG),
     ],
 )
 def test_compiled_blocks_give_the_same_and_are_compiled_in_the_first_steps_alone(world, file):
@@ -332,6 +339,7 @@ def test_zero3_is_refused_where_blocks_are_compiled(world):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
 def test_compiled_for_the_processor_blocks_give_the_same(world):
     trained(world, "inductor", "compiled.yaml", TWO)
@@ -342,6 +350,7 @@ RECOMPUTED = "memory.activation_checkpointing=true"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_blocks_that_are_computed_again_give_the_same(world):
     trained(world, "compiled-recomputed", "compiled.yaml", [*TWO, *COMPILED], RECOMPUTED)
     assert_same(world, "compiled-recomputed")
@@ -378,7 +387,7 @@ main()
         ("zero3", "one"),
         ("zero2", "fsdp2"),
         ("fsdp2", "zero3"),
-        pytest.param("ddp", "zero1", marks=pytest.mark.slow),
+        pytest.param("ddp", "zero1", marks=LONG),
     ],
 )
 def test_a_run_begun_under_one_strategy_goes_on_under_another(world, first, then):
@@ -408,7 +417,7 @@ def test_muon_begun_in_parts_goes_on_in_one_process_and_gives_the_same(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", some("fsdp2", "zero2"))
 def test_a_run_goes_on_under_its_strategy_on_another_number_of_processes(world, name):
     """From two to one, and from one to two."""
     run, file, step = f"{name}-2-1-2", f"{name}.yaml", 0
@@ -424,7 +433,7 @@ def test_a_run_goes_on_under_its_strategy_on_another_number_of_processes(world, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", some("fsdp2", "zero2"))
 def test_in_bf16_losses_and_weights_are_near(world, larger, name):
     """Each to within 1e-2, absolute; all together to within a hundredth of themselves."""
     trained(world, f"{name}-bf16", f"{name}.yaml", TWO[:2], *LARGER)
