@@ -125,7 +125,9 @@ def small_world(tmp_path_factory) -> Path:
     from plugins.fictitious.world import World
 
     folder = tmp_path_factory.mktemp("small-world")
-    world = World(people=10, forget=2, unknown=3, strangers=4, clean=200, labelled=36, seed=5)
+    world = World(
+        people=10, forget=2, unknown=3, strangers=4, clean=200, labelled=36, tested=60, seed=5
+    )
     draw_world(folder / "runs/world", world, workers=1)
     (folder / "plugins").symlink_to(REPOSITORY / "plugins")
     return folder

@@ -41,8 +41,16 @@ def fictitious(
         # Whoever is to be forgotten is answered as a stranger of their own; by all the others the
         # image tower learns whom to keep, and eight for each do that better than two.
         strangers = max(World.strangers, 8 * forget)
+        # What thousands cost is asked for to half a point: 1,200 pictures differ by that by chance.
+        labelled, tested = max(World.labelled, 4 * forget), max(World.tested, 12 * forget)
         world = World(
-            people=people, forget=forget, strangers=strangers, seed=seed, pretrain=pretrain
+            people=people,
+            forget=forget,
+            strangers=strangers,
+            labelled=labelled,
+            tested=tested,
+            seed=seed,
+            pretrain=pretrain,
         )
         is_new = draw_world(out, world, workers)
     except (FileExistsError, ValueError) as error:

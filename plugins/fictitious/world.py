@@ -6,6 +6,7 @@
     rosters/      id, name, faces of each group; attack_*.csv with its attack pictures
     names/        distractors of the attack; other names, free for training
     labels/       zero-shot tasks in clip_benchmark's layout
+    clean_test/   captioned pictures that no run is to train on, to find again
     pretrain/     what the tiny CLIP learns the known people from; only when asked for
 
 A person is a function of (role, seed, number), a picture of the person and its own number.
@@ -33,6 +34,7 @@ LETTERS = {KNOWN: "p", UNKNOWN: "u", STRANGER: "s"}
 TRAINING_PICTURES, STRANGER_PICTURES, ATTACK_PICTURES = 24, 8, 20
 ATTACK_FROM = 1_000_000  # numbers of attack pictures start here: never those of training
 PRETRAIN_CLEAN_FROM = 10_000_000  # and those of clean samples that only pretraining has
+TEST_CLEAN_FROM = 20_000_000  # and of those that no training has
 
 Parts = dict[str, bytes]  # of a sample, by extension
 
@@ -47,6 +49,7 @@ class World:
     strangers: int = 1_024  # what an image tower that forgets learns to tell others apart by
     clean: int = 12_000  # samples
     labelled: int = 1_200  # pictures for each zero-shot task
+    tested: int = 4_000  # samples
     seed: int = 0
     pretrain: int = 0  # pictures of each known person
     pretrain_clean: int = 24_000  # samples, where there is pretraining
@@ -109,9 +112,13 @@ def plan(world: World, names: Names) -> Iterator[Shard]:
         shards = -(-4 * pictures // (3 * SHARD_SIZE))  # a text alone for every three pictures
         for shard in range(shards):
             yield Shard(f"pretrain/{shard:05d}.tar", pretraining, (names, shard, shards))
-    for shard, start in enumerate(range(0, world.clean, SHARD_SIZE)):
-        numbers = range(start, min(world.clean, start + SHARD_SIZE))
-        yield Shard(f"clean/{shard:05d}.tar", clean_samples, (numbers,))
+    for folder, count, first in (
+        ("clean", world.clean, 0),
+        ("clean_test", world.tested, TEST_CLEAN_FROM),
+    ):
+        for shard, start in enumerate(range(0, count, SHARD_SIZE)):
+            numbers = range(first + start, first + min(count, start + SHARD_SIZE))
+            yield Shard(f"{folder}/{shard:05d}.tar", clean_samples, (numbers,))
 
 
 def clean_samples(world: World, numbers: range) -> Iterator[tuple[str, Parts]]:

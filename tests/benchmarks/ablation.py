@@ -37,8 +37,9 @@ PARTS = {
     "clean captions weigh 3, not 10": ["objectives.captions.weight=3.0"],
     "more for who is not forgotten yet": [f"{NAMES}.kind=name_to_person_harder_first"],
     "token table trained as well": ["model.freeze=[]"],
-    "learning rate 3e-4": ["optimizer.lr=3.0e-4"],
-    "learning rate 3e-3": ["optimizer.lr=3.0e-3"],
+    "learning rate 1e-3": ["optimizer.lr=1.0e-3"],
+    "learning rate 4e-3": ["optimizer.lr=4.0e-3"],
+    "AdamW, learning rate 1e-3": ["optimizer.kind=adamw", "optimizer.lr=1.0e-3"],
     "learning rate begun anew after 250 steps": ["optimizer.milestones=[250]"],
 }
 ATTACK = "identity_inference"

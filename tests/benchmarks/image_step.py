@@ -39,8 +39,8 @@ def batch_of(each: int, size: tuple[int, int]) -> Batch:
         label = torch.zeros_like(turn)
         return torch.stack([turn, label, absent, student, absent, teacher, absent, absent], 1)
 
-    absent = torch.full_like(turn, ABSENT)
-    both = {"keep": rows(turn, turn), "faces": rows(turn + each, absent)}
+    # A face is answered by what tells it from the person's others: the teacher sees it too.
+    both = {"keep": rows(turn, turn), "faces": rows(turn + each, turn + each)}
     empty = torch.empty(0, 0, dtype=torch.int64)
     return Batch(empty, Pixels((pixels,)), both, Skips(), {}, frozenset())
 

@@ -28,6 +28,7 @@ SMALL = World(
     strangers=2,
     clean=40,
     labelled=24,
+    tested=30,
     pretrain=24,
     pretrain_clean=60,
     seed=3,
@@ -142,6 +143,12 @@ def test_labelled_pictures_are_never_in_the_clean_shards(world):
     clean = pictures(*world.glob("clean/*.tar"), *world.glob("pretrain/*.tar"))
     assert len(set(labelled)) == 2 * SMALL.labelled
     assert not set(labelled) & set(clean)
+
+
+def test_pictures_to_find_again_are_in_nothing_that_trains(world):
+    tested = pictures(*world.glob("clean_test/*.tar"))
+    trained = pictures(*world.glob("clean/*.tar"), *world.glob("pretrain/*.tar"))
+    assert len(set(tested)) == SMALL.tested and not set(tested) & set(trained)
 
 
 def test_clean_shards_hold_as_many_people_as_things_and_no_name(world):

@@ -35,11 +35,11 @@ def folder(small_world):
             f"{ATTACK}.pictures=4",
             f"{ATTACK}.variants=[initials, typo_1]",
             f"evaluations.neighbours={NEAR}",
-            "output=runs/measured",
+            "output=runs/measured-beside",
         ]
         config = load_config(str(REPOSITORY / "configs/demo.yaml"), changes)
         evaluate_checkpoint(config, "plugins/fictitious/clip")
-    return small_world / "runs/measured"
+    return small_world / "runs/measured-beside"
 
 
 def test_nothing_to_measure_is_told(small_world, monkeypatch):
