@@ -19,6 +19,7 @@ from trainer.data.shards import PICTURES, walk
 from trainer.people.pictures import is_visible_picture
 from trainer.people.roster import Identity
 from trainer.system.addresses import is_remote
+from trainer.system.files import replace
 
 CHUNK_BYTES = 8 << 20
 
@@ -234,16 +235,11 @@ def replace_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Whole or as it was, and readable by whom it was: a new file by its owner alone. Of a link
     what it leads to."""
     path = path.resolve()
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.unlink(missing_ok=True)
-    try:
+
+    def privately(aside: Path) -> None:
         with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, aside)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)  # it has names or faces, and may be what fills the disk
-        raise
+
+    replace(path, privately)
