@@ -157,7 +157,7 @@ def test_a_folder_of_a_run_that_trained_is_not_measured_in(small_world, monkeypa
     trained = Path("runs/that-trained")
     (trained / "checkpoints").mkdir(parents=True)
     (trained / "interrupted").write_text("20\n")
-    with pytest.raises(FileExistsError, match="of a run that trained; name another folder to meas"):
+    with pytest.raises(FileExistsError, match="of a run that trained; name another to measure in"):
         evaluate_checkpoint(load_config("configs/colour.yaml", [f"output={trained}"]), None)
     assert sorted(path.name for path in trained.iterdir()) == ["checkpoints", "interrupted"]
 

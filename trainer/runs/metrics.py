@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.system.files import replace
 
+METRICS = "metrics.jsonl"  # in the run's folder
 FAILED = "failed"  # in a row
 LOSSES = "bad_samples"  # in each row of losses, which are told before a step is saved
 

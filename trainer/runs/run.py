@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
@@ -21,24 +17,21 @@ from tqdm import tqdm
 from trainer.configuration.config import Config
 from trainer.data.skips import Skips
 from trainer.measures import Measure, Measures, changes, intervals, people, without_people
-from trainer.people.fingerprints import REQUESTS, digest_of, fingerprints, to_forget
-from trainer.people.names import fold
-from trainer.reports.report import REPORT, summary, write_report
+from trainer.people.fingerprints import REQUESTS, fingerprints
+from trainer.reports.report import summary, write_report
 from trainer.reports.worst_off import turned
-from trainer.runs import same_run
 from trainer.runs.checkpoint import Checkpoints
-from trainer.runs.metrics import FAILED, cut_metrics, failures_in
-from trainer.runs.saved import CONFIG, Saved, find
+from trainer.runs.claim import CHECKPOINTS, Claim
+from trainer.runs.metrics import FAILED, METRICS, failures_in
+from trainer.runs.saved import Saved
 from trainer.runs.tracking import Trackers
 from trainer.strategies.spread import Spread
 from trainer.system.files import replace_text
 from trainer.system.interruption import EXIT_CODE, MARKER
-from trainer.system.lock import hold
 from trainer.system.progress_bars import progress
 from trainer.system.versions import code_version
 
-# In a run's folder.
-CHECKPOINTS, METRICS, PEOPLE, ASKED = "checkpoints", "metrics.jsonl", "people.jsonl", "asked.sha256"
+PEOPLE = "people.jsonl"  # in a run's folder
 Failures = dict[str, str]  # an evaluation's name: why it gave nothing
 
 
@@ -46,13 +39,13 @@ class Run:
     """What a run writes and shows; only the main process does either."""
 
     def __init__(self, config: Config, accelerator: Accelerator, trains: bool = True):
-        self.config, self.accelerator, self._trains = config, accelerator, trains
+        self.config, self.accelerator = config, accelerator
         self.folder = Path(config.output)
         self.seconds: dict[str, float] = {}
         self._started_at = perf_counter()
         self._bar: tqdm | None = None
-        self._lock: int | None = None
-        found = self._claim_or_refusal() if accelerator.is_main_process else None
+        self._claim = Claim(config, trains, self.say)
+        found = self._claim.made_or_refused() if accelerator.is_main_process else None
         # Also a barrier: no other process looks at the folder before it is ours.
         found = broadcast_object_list([found])[0]
         if isinstance(found, Exception):
@@ -62,70 +55,6 @@ class Run:
             self.say(f"{self.folder} goes on after step {self.saved.step}")
         is_tracked = config.trackers and accelerator.is_main_process
         self._trackers = Trackers(config, accelerator, self.warn) if is_tracked else None
-
-    def _claim_or_refusal(self) -> Saved | ValueError | OSError | None:
-        try:
-            self._lock = hold(self.folder)
-            return self._claim()
-        except (ValueError, OSError) as error:
-            return error
-
-    def _claim(self) -> Saved | None:
-        """Go on with a run of the same configuration that was cut off, or begin a new one."""
-        config = self.config.to_yaml()
-        _refuse_other(self.folder)
-        if not self._trains and (self.folder / CHECKPOINTS).exists():
-            raise FileExistsError(
-                f"output: {self.folder} is of a run that trained; name another folder to measure in"
-            )
-        (self.folder / MARKER).unlink(missing_ok=True)
-        may_go_on = self.config.checkpoint.resume == "auto" and self._was_cut_off()
-        saved = find(self.folder / CHECKPOINTS) if may_go_on else None
-        self._ask()
-        if saved:
-            self._check_asked()
-            cut_metrics(self.folder / METRICS, saved.step)
-            for aside in (self.folder / CHECKPOINTS).glob("step-*.tmp"):  # a save that was cut off
-                shutil.rmtree(aside, ignore_errors=True)
-        else:
-            changes = self._changes() if (self.folder / CONFIG).exists() else []
-            if kept := set_aside(self.folder):
-                other = f", of another {', '.join(changes)}," if changes else ""
-                self.say(f"an earlier run{other} is kept as {kept}")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self.folder / ASKED, self._asked)
-        replace_text(self.folder / CONFIG, config)
-        return saved
-
-    def _ask(self) -> None:
-        """Whom it is to forget, as of now: who comes into a roster while it trains is not among
-        them."""
-        people = to_forget(self.config.resolved())
-        self._num_asked = len({fold(one.name) for one in people})
-        self._asked = digest_of(one.pseudonym for one in people) if people else ""
-
-    def _check_asked(self) -> None:
-        """That they are those of the run in the folder, which goes on."""
-        asked = self.folder / ASKED
-        if asked.exists() and asked.read_text() != self._asked:
-            raise ValueError(
-                f"{self.folder}: other people are to be forgotten now than when it began; "
-                "restore the rosters, or begin anew with checkpoint.resume=never"
-            )
-
-    def _was_cut_off(self) -> bool:
-        """Before its report, the last that it writes; and of this configuration."""
-        written = self.folder / CONFIG
-        return not (self.folder / REPORT).exists() and written.exists() and not self._changes()
-
-    def _changes(self) -> list[str]:
-        """The options that are not those of the run in the folder, of what its result follows
-        from."""
-        try:
-            its_own = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
-            return same_run.changes(its_own, self.config.resolved())
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError):  # not by us
-            return [CONFIG]
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -229,8 +158,8 @@ class Run:
             "resumed_at": self.saved.step if self.saved else 0,
             "margin": self.config.margin,
             "code": code_version(),
-            "fingerprints": digests | ({REQUESTS: self._asked} if self._asked else {}),
-            "identities": max(self._num_asked, *by_objective),
+            "fingerprints": digests | ({REQUESTS: self._claim.asked} if self._claim.asked else {}),
+            "identities": max(self._claim.num_asked, *by_objective),
             "skipped": dict(total_skips.reasons),
             "bad_shards": total_skips.worst_shards(),
             "failed": failures_in(self.folder / METRICS),
@@ -248,25 +177,7 @@ class Run:
         if self._trackers:
             self._trackers.finish()
         self.accelerator.end_training()
-        if self._lock is not None:
-            os.close(self._lock)
-
-
-def _refuse_other(folder: Path) -> None:
-    """An earlier run is set aside, but nothing else that somebody keeps there."""
-    own = (CONFIG, ASKED, METRICS, CHECKPOINTS)
-    there = folder.iterdir() if folder.exists() else ()
-    found = {path.name for path in there if not path.name.startswith(".")}  # those are half written
-    if found and found.isdisjoint(own):
-        raise FileExistsError(f"output: {folder} is not empty and no run's; name another folder")
-
-
-def set_aside(folder: Path) -> Path | None:
-    """An earlier run of the same name keeps its files, under `<name>.1`, `.2`, ...: where."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    places = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
-    return folder.rename(next(place for place in places if not place.exists()))
+        self._claim.end()
 
 
 def of_all(skips: Skips) -> Skips:
