@@ -25,24 +25,30 @@ ROUNDS = 5  # of it
 def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW over what trains, or Muon over the matrices of blocks and AdamW over all else.
 
-    No weight decay on vectors (norms, biases, the temperature).
+    No weight decay on vectors (norms, biases, the temperature). Each group has its highest rate as
+    `initial_lr`, as torch's own schedules name it.
     """
-    matrices = matrices_of(student) if config.kind == "muon" else []
-    apart = set(matrices)
-    trained = [p for p in student.parameters() if p.requires_grad and p not in apart]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    matrices = matrices_of(student) if config.kind == "muon" else frozenset()
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            of_images = name.startswith("image.")
+            lr = config.image_lr if of_images and config.image_lr else config.lr
+            decay = config.weight_decay if parameter.dim() >= 2 else 0.0
+            groups.setdefault((parameter in matrices, lr, decay), []).append(parameter)
+    made = [
+        {"params": params, "initial_lr": lr, "lr": lr, "weight_decay": decay, "is_muon": is_matrix}
+        for (is_matrix, lr, decay), params in groups.items()
     ]
-    groups = [group for group in groups if group["params"]]
-    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    return Muon(matrices, adamw, config) if matrices else adamw
+    by_muon, by_adamw = ([one for one in made if one["is_muon"] is on] for on in (True, False))
+    adamw = torch.optim.AdamW(by_adamw, betas=config.betas, eps=config.eps, fused=True)
+    return Muon(by_muon, adamw) if by_muon else adamw
 
 
-def matrices_of(student: nn.Module) -> list[nn.Parameter]:
+def matrices_of(student: nn.Module) -> frozenset[nn.Parameter]:
     """Of its blocks, those that train: what Muon is for; not tables, nor what leads in and out."""
-    found = {p: None for block in blocks_of(student) for p in block.parameters()}
-    return [p for p in found if p.requires_grad and p.dim() == 2]
+    inside = (p for block in blocks_of(student) for p in block.parameters())
+    return frozenset(p for p in inside if p.requires_grad and p.dim() == 2)
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,13 +59,9 @@ class Muon(torch.optim.Optimizer):
     rate serves both. Of FSDP2's matrices each rank computes the whole, and moves its part.
     """
 
-    def __init__(
-        self, matrices: list[nn.Parameter], adamw: torch.optim.AdamW, config: OptimizerConfig
-    ):
-        own = {"params": matrices, "weight_decay": config.weight_decay, "is_muon": True}
-        others = [group | {"is_muon": False} for group in adamw.param_groups]
+    def __init__(self, groups: list[dict[str, Any]], adamw: torch.optim.AdamW):
         self._adamw = adamw
-        super().__init__([own, *others], {"lr": config.lr})
+        super().__init__([*groups, *adamw.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -101,19 +103,18 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if is_tall else x
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step 1, 2, ... steps; open_clip's own cosine, which reaches 0 after the last, and
-    after each milestone begins anew (SGDR, arXiv 1608.03983)."""
+def share_of_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Of the highest, at step 1, 2, ... steps; open_clip's own cosine, which reaches 0 after the
+    last, and after each milestone begins anew (SGDR, arXiv 1608.03983)."""
     if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
+        return step / config.warmup_steps
     if config.schedule == "cosine":
         begun = max(one for one in (config.warmup_steps, *config.milestones) if one < step)
         end = min(one for one in (*config.milestones, steps) if one >= step)
-        share = (step - 1 - begun) / (end - begun)
-        return config.lr * (1 + cos(pi * share)) / 2
+        return (1 + cos(pi * (step - 1 - begun) / (end - begun))) / 2
     if config.schedule == "steps":
-        return config.lr * config.gamma ** sum(step > milestone for milestone in config.milestones)
-    return config.lr
+        return config.gamma ** sum(step > milestone for milestone in config.milestones)
+    return 1.0
 
 
 class Pull:

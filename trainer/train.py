@@ -26,7 +26,7 @@ from trainer.models.blocks import lean
 from trainer.models.clip import Towers
 from trainer.models.encoder import ClipEncoder
 from trainer.models.export import export
-from trainer.optim import Pull, learning_rate, make_optimizer
+from trainer.optim import Pull, make_optimizer, share_of_rate
 from trainer.planning.flops import Flops
 from trainer.runs.checkpoint import Checkpoints, first_not_finite, means_over_ranks
 from trainer.runs.metrics import LOSSES
@@ -132,8 +132,9 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     ):
         steps = traced(shown, first + 1, config.profile.steps, run.folder / "trace", rank)
         for step, batch in enumerate(steps, first + 1):
+            rate = share_of_rate(step, config.steps, config.optimizer)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config.steps, config.optimizer)
+                group["lr"] = rate * group["initial_lr"]
             pixels = batch.pixels.to(device)
             losses: dict[str, Tensor] = {}
             for part in batch.split(num_parts):

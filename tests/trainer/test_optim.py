@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 
 import pytest
 import torch
@@ -8,12 +9,12 @@ from open_clip_train.scheduler import cosine_lr
 from torch import nn
 
 from trainer.configuration.sections import OptimizerConfig
-from trainer.optim import Pull, learning_rate, make_optimizer, orthogonal
+from trainer.optim import Pull, make_optimizer, orthogonal, share_of_rate
 
 
 def rates(steps: int, **options) -> list[float]:
-    config = OptimizerConfig(lr=1.0, **options)
-    return [learning_rate(step, steps, config) for step in range(1, steps + 1)]
+    config = OptimizerConfig(lr=7.0, **options)
+    return [share_of_rate(step, steps, config) for step in range(1, steps + 1)]
 
 
 def test_the_rate_is_constant_after_the_warm_up():
@@ -64,7 +65,7 @@ def test_vectors_and_what_is_frozen_do_not_decay():
     model[0].weight.requires_grad_(False)
     config = OptimizerConfig(lr=0.1, weight_decay=0.5, betas=(0.8, 0.9), eps=1e-5)
     optimizer = make_optimizer(model, config)
-    matrices, vectors = optimizer.param_groups
+    vectors, matrices = sorted(optimizer.param_groups, key=itemgetter("weight_decay"))
     assert [id(p) for p in matrices["params"]] == [id(model[2].weight)]
     assert {id(p) for p in vectors["params"]} == {
         id(p) for p in (model[0].bias, model[1].weight, model[1].bias)
@@ -89,6 +90,20 @@ def test_a_group_without_parameters_is_left_out():
     model = nn.LayerNorm(3)
     (group,) = make_optimizer(model, OptimizerConfig(lr=0.1)).param_groups
     assert len(group["params"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_image_tower_has_a_rate_of_its_own(kind):
+    towers = nn.ModuleDict({"text": tower(), "image": tower()})
+    of_images = {id(p) for p in towers["image"].parameters()}
+    config = OptimizerConfig(kind=kind, lr=0.1, image_lr=0.3, weight_decay=0.5)
+    groups = make_optimizer(towers, config).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(towers.parameters()))
+    for group in groups:
+        rates = {0.3 if id(p) in of_images else 0.1 for p in group["params"]}
+        assert rates == {group["initial_lr"]} == {group["lr"]}
+    plain = make_optimizer(towers, OptimizerConfig(kind=kind, lr=0.1)).param_groups
+    assert {group["initial_lr"] for group in plain} == {0.1}
 
 
 def block() -> nn.Module:

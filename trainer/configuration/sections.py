@@ -63,6 +63,9 @@ class OptimizerConfig(Section):
         "adamw", description="muon: for the matrices of blocks, AdamW for all else; not under ZeRO"
     )
     lr: float = Field(gt=0, description="the highest learning rate, after the warm-up")
+    image_lr: float | None = Field(
+        None, gt=0, description="the image tower's own; null: that of all"
+    )
     betas: tuple[Share, Share] = Field((0.9, 0.98), description="AdamW's")
     eps: float = Field(1e-6, gt=0, description="AdamW's")
     weight_decay: float = Field(0.0, ge=0, description="a step, times the rate; not on vectors")

@@ -107,7 +107,8 @@ def _batch(batch: Batch) -> Iterator[Line]:
 def _steps(config: Config, launch: Launch) -> Iterator[Line]:
     pairs = sum(one.options.batch_size for one in config.objectives.values())
     optimizer = config.optimizer
-    rate = f"{OPTIMIZERS[optimizer.kind]}, lr {optimizer.lr:g}, {optimizer.schedule}"
+    images = f" ({optimizer.image_lr:g} in the image tower)" if optimizer.image_lr else ""
+    rate = f"{OPTIMIZERS[optimizer.kind]}, lr {optimizer.lr:g}{images}, {optimizer.schedule}"
     yield "steps", f"{config.steps:,} of {pairs:,} pairs: {config.steps * pairs:,} in all; {rate}"
     dtype = {"no": "float32"}.get(launch.precision, launch.precision)
     each = f"{pairs // launch.num_devices:,} pairs a step each"

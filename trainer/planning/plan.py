@@ -40,7 +40,7 @@ class Sizes:
         blocks = [_count(block) for block in _outer(blocks_of(student))]
         total = _count(student)
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
-        with_one = matrices_of(student) if optimizer == "muon" else []
+        with_one = matrices_of(student) if optimizer == "muon" else ()
         return Sizes(
             total,
             trained,
