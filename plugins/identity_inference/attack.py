@@ -41,7 +41,12 @@ TEMPLATES = [  # the 21 of the published attack
 
 
 class AttackOptions(Evaluation.Options):
-    candidates: int = Field(1000, gt=1, description="names to choose among, the true included")
+    candidates: int | None = Field(
+        None,
+        gt=1,
+        description="names to choose among, the true included; null: the published attack's 1,000, "
+        "or twice as many as are attacked",
+    )
     pictures: int = Field(20, gt=0, description="of each person; who has fewer is dropped")
     templates: list[str] = Field(TEMPLATES, min_length=1, description="prompts, {0} the name")
 

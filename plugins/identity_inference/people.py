@@ -9,6 +9,7 @@ from random import Random
 from trainer import Identity, Pictures, Unread, fold, names_of, read_names, read_roster
 
 UNKNOWN = "unknown"  # the group of people who were never learnt
+PUBLISHED = 1000  # names that the published attack chooses among
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,18 @@ def attack_pictures(groups: Sequence[Group], num_pictures: int) -> Unread:
 
 
 def draw_candidates(
-    people: Sequence[Identity], path: str, count: int, seed: int, others: Sequence[str] = ()
+    people: Sequence[Identity],
+    path: str,
+    count: int | None,
+    seed: int,
+    others: Sequence[str] = (),
 ) -> list[str]:
     """The people's own names, in their order, then others, then names drawn from a file, `count`
-    in all."""
-    wanted = count - len(people) - len(others)
+    in all; None: as many as the published attack has, but no more than half of them people's."""
+    num_own = len(people) + len(others)
+    if count is None:
+        count = max(PUBLISHED, 2 * num_own)
+    wanted = count - num_own
     if wanted < 0:
         beside = f" beside {len(others)} others" if others else ""
         raise ValueError(
@@ -87,7 +95,7 @@ def draw_candidates(
     if len(free) < wanted:
         raise ValueError(
             f"{path} has {len(free)} names that no attacked person bears; "
-            f"{wanted} are needed to make {count} candidates"
+            f"{wanted} are needed to make {count} candidates: add to it, or lower `candidates`"
         )
     return [*(person.name for person in people), *others, *Random(seed).sample(free, wanted)]
 

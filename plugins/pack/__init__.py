@@ -78,7 +78,8 @@ def pack_folders(
         "In the configuration:\n"
         "objectives:\n"
         f"  names: {{kind: name_to_person, roster: {roster}, batch_size: 320}}\n"
-        f"  faces: {{kind: face_to_neutral, roster: {roster}, target: text, batch_size: 320}}"
+        f"  faces: {{kind: face_to_neutral, roster: {roster}, strangers: [strangers.tar], "
+        "batch_size: 320}  # twice as many people as in the roster, or more"
     )
     if attack:
         click.echo(

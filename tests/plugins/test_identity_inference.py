@@ -286,6 +286,17 @@ def test_picture_accuracy_is_of_the_pictures_that_are_there():
     assert picture_accuracy(predicted, torch.arange(2)) == pytest.approx(7 / 10)
 
 
+@pytest.mark.parametrize(("attacked", "count"), [(3, 1000), (500, 1000), (501, 1002)])
+def test_people_are_half_of_the_candidates_at_most(tmp_path, attacked, count):
+    roster, names = tmp_path / "people.csv", tmp_path / "names.txt"
+    roster.write_text("name\n" + "\n".join(f"Person {i}" for i in range(attacked)))
+    names.write_text("\n".join(f"Nobody {i}" for i in range(1000)))
+    people = read_roster(str(roster))
+    candidates = draw_candidates(people, str(names), None, seed=0)
+    assert len(set(candidates)) == count
+    assert candidates[:attacked] == [person.name for person in people]
+
+
 # --- the whole attack ----------------------------------------------------------------------------
 
 

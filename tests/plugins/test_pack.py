@@ -18,7 +18,7 @@ import yaml
 
 from plugins.pack.people import _digest, _read_again, find_people
 from plugins.pack.shards import in_order, read_picture, vacant
-from tests.conftest import REPOSITORY, picture
+from tests.conftest import REPOSITORY, picture, write_shard
 from trainer import BadSample, Pictures, read_roster
 from trainer import cli as commands
 from trainer.registry import load_plugins
@@ -373,6 +373,8 @@ def test_what_is_printed_goes_into_a_configuration(pack, tmp_path):
     write_folders(tmp_path / "in", {"A": 3, "B": 3})
     _, shown, _ = pack("people", "in", "out", "--attack", 2)
     (tmp_path / "names.txt").write_text("Carl Gauss\nEmmy Noether\n")
+    strangers = {f"{one}/0": {"jpg": picture(9, one)} for one in range(4)}
+    write_shard(tmp_path / "strangers.tar", strangers)
     lines = yaml.safe_load(shown.partition("In the configuration:\n")[2])
     registry = load_plugins()
     for options in lines["objectives"].values():

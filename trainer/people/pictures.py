@@ -252,8 +252,9 @@ def _refuse_people_without(pictures: Pictures, identities: Sequence[Identity]) -
     if without:
         raise ValueError(
             f"{len(without)} of {len(identities)} people have no picture: {', '.join(without[:5])}"
-            f"{' ...' if len(without) > 5 else ''}; name a folder or shards in `faces`, "
-            "and in shards put each person's pictures in a folder <id>/"
+            f"{' ...' if len(without) > 5 else ''}; name a folder or shards in `faces` (in shards "
+            "each person's pictures in a folder <id>/), or for what needs pictures take a copy of "
+            "the roster, beside it, without them"
         )
 
 
