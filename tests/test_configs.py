@@ -17,7 +17,7 @@ from trainer.strategies.launching import Launch
 FILES = sorted((REPOSITORY / "configs").glob("vit_*.yaml"))
 MODELS, TAUGHT = ("b32", "b16", "l14", "h14", "bigg14"), ("names", "faces", "both")
 PEOPLE = {"requests": "Jane Roe", "kept": "Mary Major", "others": "Richard Miles"}
-PEOPLE |= {"unknown": "Joan Stiles"}
+PEOPLE |= {"requests_faces": "Jane Roe", "unknown": "Joan Stiles"}
 PEOPLE |= {f"attack_{name}": PEOPLE[name] for name in ("requests", "kept")}
 
 
