@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ REPOSITORY = Path(__file__).parents[1]
 # it. Of those that tests start, too: the threads of several would wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
 TINY = "local-dir:plugins/fictitious/clip"
+# How long an example takes says what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def picture(*seed: int, size: int = 64, kind: str = "JPEG") -> bytes:
