@@ -77,7 +77,8 @@ def paired_change(before: Cases, after: Cases) -> Estimate | None:
     totals, gained = np.append(totals, [usual, usual]), np.append(gained, [usual, -usual])
     middle = gained.sum() / totals.sum()
     half = Z * math.sqrt(((gained - middle * totals) ** 2).sum()) / totals.sum()
-    return Estimate(change, min(change, middle - half), max(change, middle + half))
+    low, high = min(change, middle - half), max(change, middle + half)
+    return Estimate(change, max(-1.0, low), min(1.0, high))
 
 
 def _wilson(share: float, total: float) -> Estimate:

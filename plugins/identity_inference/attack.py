@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,9 @@ TEMPLATES = [  # the 21 of the published attack
 ]
 
 
+TAKEN = ("accuracy", "held_out", "people")  # measures' own
+
+
 class AttackOptions(Evaluation.Options):
     candidates: int | None = Field(
         None,
@@ -68,6 +72,18 @@ class GroupsOptions(AttackOptions):
         "whose `faces` are the attack's pictures",
     )
     distractors: str = Field(description="file of other names to choose among, one a line")
+
+    @field_validator("groups")
+    @classmethod
+    def _have_names_of_their_own(cls, groups: dict[str, str]) -> dict[str, str]:
+        """They are parts of the names of measures."""
+        for name in groups:
+            if not re.fullmatch(r"[\w-]+", name) or name in TAKEN:
+                raise ValueError(
+                    f"group {name!r} must be of letters, digits, _ and -, and none of "
+                    f"{', '.join(TAKEN)}"
+                )
+        return groups
 
 
 @dataclass(frozen=True)

@@ -286,6 +286,13 @@ def test_picture_accuracy_is_of_the_pictures_that_are_there():
     assert picture_accuracy(predicted, torch.arange(2)) == pytest.approx(7 / 10)
 
 
+@pytest.mark.parametrize("name", ["forget/vip", "held_out", "people", "accuracy", ""])
+def test_a_group_is_called_as_no_measure_is(world, name):
+    groups = {name: world["groups"]["forget"]}
+    with pytest.raises(ValidationError, match="must be of letters, digits, _ and -, and none of"):
+        IdentityInference.Options(groups=groups, distractors=world["distractors"])
+
+
 @pytest.mark.parametrize(("attacked", "count"), [(3, 1000), (500, 1000), (501, 1002)])
 def test_people_are_half_of_the_candidates_at_most(tmp_path, attacked, count):
     roster, names = tmp_path / "people.csv", tmp_path / "names.txt"

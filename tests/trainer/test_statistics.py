@@ -78,7 +78,7 @@ def test_a_paired_change_has_the_interval_of_bonett_and_price(lost, won, alike):
     low, high = p_won - p_lost - half, p_won - p_lost + half
     value = (won - lost) / (total - 2)
     assert found == pytest.approx(value)
-    wanted = (min(low, value), max(high, value))
+    wanted = (max(-1, min(low, value)), min(1, max(high, value)))
     assert (found.low, found.high) == pytest.approx(wanted, abs=1e-12)
 
 
@@ -106,6 +106,8 @@ def test_few_cases_that_changed_are_surer_than_two_samples():
 
 
 def test_other_cases_are_not_compared():
+    few = paired_change(Cases([0] * 5, [1] * 5), Cases([1] * 5, [1] * 5))
+    assert few.high == 1 and 0 < few.low < few
     assert paired_change(Cases([1, 0], [1, 1]), Cases([1], [1])) is None
     assert paired_change(Cases([1, 0], [1, 1]), Cases([1, 0], [1, 0])) is None
     assert paired_change(Cases([], []), Cases([], [])) is None

@@ -33,7 +33,7 @@ from trainer.people.fingerprints import (
     written,
 )
 from trainer.people.names import fold
-from trainer.people.roster import KEY_FILE, read_roster
+from trainer.people.roster import KEY_FILE, names_of, read_roster
 from trainer.reports.findings import LIMITS
 from trainer.reports.results import Results, path_of, read_results
 from trainer.reports.worst_off import read_people
@@ -116,7 +116,8 @@ def _refuse_other_pseudonyms(
     asked = to_forget(config)
     own: dict[str, set[str]] = {}
     for one in asked:
-        own.setdefault(fold(one.name), set()).add(one.pseudonym)
+        for name in names_of([one]):
+            own.setdefault(fold(name), set()).add(one.pseudonym)
     kinds = {row["measure"].split("/")[0] for ones in rows.values() for row in ones}
     for group, roster in _groups(config, kinds) if missed else ():
         is_there = Path(roster).is_file()
@@ -125,15 +126,18 @@ def _refuse_other_pseudonyms(
         # Where it is gone: it had people who were to be forgotten, by its name.
         attacked = read_roster(roster) if is_there else asked
         has_other = any(
-            missed & (own.get(fold(one.name), set()) - {one.pseudonym}) for one in attacked
+            missed & (own.get(fold(name), set()) - {one.pseudonym})
+            for one in attacked
+            for name in names_of([one])
         )
         measured = {who for who, ones in rows.items() if any(r.get("group") == group for r in ones)}
         had_other = measured and measured.isdisjoint(one.pseudonym for one in attacked)
         if has_other or had_other:
             raise ValueError(
                 f"group {group} ({roster}) and the requests have other pseudonyms, or had when it "
-                "ran, so that who was attacked cannot be told; put both rosters into one folder, "
-                f"or copy the {KEY_FILE} of one beside the other, and run again"
+                "ran, so that who was attacked cannot be told; name each person alike in both, put "
+                f"both rosters into one folder, or copy the {KEY_FILE} of one beside the other, "
+                "and run again"
             )
 
 

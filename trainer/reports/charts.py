@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from trainer.reports.words import share
 from trainer.statistics import Estimate
 
 Points = list[tuple[float, float]]  # (step, value)
@@ -23,10 +24,6 @@ class Figure(NamedTuple):
     title: str
     svg: Markup
     legend: list[str] = []  # names of the lines, in the order of their classes
-
-
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def histogram_pair(title: str, before: Sequence[float], after: Sequence[float]) -> Markup:

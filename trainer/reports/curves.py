@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.reports.charts import Figure, Points, chart
-from trainer.reports.findings import OTHERS, Group, is_other, is_share
+from trainer.reports.findings import OTHERS, Group, is_other, is_share, prompts
 from trainer.reports.results import Measures
 from trainer.reports.words import spoken
 
@@ -28,17 +28,19 @@ class Curves(NamedTuple):
     watched: dict[str, Points]  # speed, memory and the like
 
 
-def read_curves(run: Path, measured: Collection[str]) -> Curves:
-    """All that a run wrote row by row into one file; measured: the names of evaluations' measures.
+def read_curves(run: Path, measured: Collection[str], failed: Iterable[str] = ()) -> Curves:
+    """All that a run wrote row by row into one file; measured: the names of evaluations' measures;
+    failed: evaluations that gave none before or after, but may have on the way.
 
     An evaluation without training wrote none.
     """
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return _curves((json.loads(line) for line in lines), measured)
+    begin = tuple(f"{evaluation}/" for evaluation in failed)
+    return _curves((json.loads(line) for line in lines), measured, begin)
 
 
-def _curves(rows: Iterable[Measures], measured: Collection[str]) -> Curves:
+def _curves(rows: Iterable[Measures], measured: Collection[str], begin: tuple[str, ...]) -> Curves:
     found: dict[str, Points] = defaultdict(list)
     losses: dict[str, dict[str, Points]] = defaultdict(lambda: defaultdict(list))
     watched: dict[str, Points] = defaultdict(list)
@@ -49,7 +51,7 @@ def _curves(rows: Iterable[Measures], measured: Collection[str]) -> Curves:
                 continue
             point = (row["step"], value)
             objective, slash, term = name.partition("/")
-            if name in measured:
+            if name in measured or name.startswith(begin):
                 found[name].append(point)
             elif slash:
                 losses[objective][term].append(point)
@@ -69,7 +71,8 @@ def found_charts(measured: Mapping[str, Points], groups: Sequence[Group]) -> lis
             if len(measured.get(f"{group.path}/{measure}", ())) >= ON_THE_WAY
         }
         if lines:
-            title = f"Found by {groups[0].prompts(at_least)} or more"
+            drawn = [group for group in groups if group.title in lines]
+            title = f"Found by {prompts(at_least, drawn)} or more"
             figures.append(chart(title, lines, percent, top=1.0))
     return figures + _other_charts(measured)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trainer.reports.results import Measures, Results
-from trainer.reports.words import count_people, last_part, spoken
+from trainer.reports.words import count_people, last_part, share, spoken
 from trainer.statistics import Estimate
 
 LOW, SAME, HALF, NONE = "low", "as before", "near 0.5", ""
@@ -63,7 +63,20 @@ class Group:
         return last_part(self.path)
 
     def prompts(self, count: int) -> str:
-        return f"{count} of {self.num_prompts} prompts" if self.num_prompts else f"{count} prompts"
+        return (
+            f"{count} of {self.num_prompts} prompts" if self.num_prompts else counted_prompts(count)
+        )
+
+
+def prompts(count: int, groups: Sequence[Group]) -> str:
+    """Of how many, where all of the groups have as many."""
+    (first, *_) = groups
+    same = all(group.num_prompts == first.num_prompts for group in groups)
+    return first.prompts(count) if same else counted_prompts(count)
+
+
+def counted_prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 class Row(NamedTuple):
@@ -186,10 +199,26 @@ def attacked(results: Results) -> list[Group]:
 
 
 def most_found(results: Results, groups: Sequence[Group]) -> Group | None:
-    """The people to forget, of several attacks by that which finds the most: that it finds is what
-    counts."""
+    """The people to forget, of several attacks by that which finds most of them; of those that
+    find as many by that which looked for most."""
     asked = [group for group in groups if group.name == "forget"]
-    return max(asked, key=lambda group: results.pair(f"{group.path}/tpr")[1] or 0.0, default=None)
+
+    def found(group: Group) -> tuple[float, float]:
+        people = results.count(f"{group.path}/people") or 0.0
+        share = results.pair(f"{group.path}/tpr")[1] or 0.0
+        return share * (people or 1.0), people
+
+    return max(asked, key=found, default=None)
+
+
+def of_one_attack(results: Results, groups: Sequence[Group]) -> dict[str, Group]:
+    """A group of each name: those of the attack that found most of the people to forget, and of
+    others what it has not."""
+    by_name = {group.name: group for group in reversed(groups)}
+    if forget := most_found(results, groups):
+        attack = forget.path.removesuffix("forget")
+        by_name |= {group.name: group for group in groups if group.path == attack + group.name}
+    return by_name
 
 
 def _by_other_writings(results: Results, groups: Sequence[Group]) -> float:
@@ -211,6 +240,8 @@ def verdict(results: Results) -> str:
             return "Nobody was asked to be forgotten, and no attack on people to forget was run."
         failed = any(one.evaluation.startswith("identity_inference") for one in results.failures)
         why = "the attack failed" if failed else "no attack was configured"
+        if groups:
+            why = "no group of people under attack is called `forget`"
         return (
             f"{count_people(asked)} asked to be forgotten, and {why}: "
             "nothing here says whether the model still knows them."
@@ -223,18 +254,18 @@ def verdict(results: Results) -> str:
         f"found {found[0]} before and {found[1]} after."
     )
     if rewritten := _by_other_writings(results, groups):
-        sentence += f" By other writings of their names it still found {100 * rewritten:.1f} %."
+        sentence += f" By other writings of their names it still found {share(rewritten)}."
     if num_attacked and asked > num_attacked:
-        sentence += f" {asked:,} were asked for; the others were not attacked."
+        sentence += f" {asked:,} were asked for; this attack did not look for the others."
     return sentence
 
 
 def kept(results: Results, groups: Sequence[Group]) -> str:
     """The honest test first: people that training never showed."""
-    by_name = {group.name: group for group in reversed(groups) if group.majority}
+    by_name = of_one_attack(results, groups)
     for name, who in (("unseen", "that training never showed"), ("replayed", "")):
-        if name in by_name:
-            group, most = by_name[name], by_name[name].majority or 1
+        if name in by_name and (most := by_name[name].majority):
+            group = by_name[name]
             moments = (results.before, results.after)
             found = [_people(measures, group.path, most) for measures in moments]
             people = count_people(results.count(f"{group.path}/people"))
@@ -250,18 +281,14 @@ def harmonic_mean(results: Results) -> tuple[float, float] | None:
     """Of the pictures of the forgotten that are named wrong and of those to keep, unseen if there
     are, that are named right; before and after. As MACE (arXiv 2403.06135) has it: 1 is the best.
     """
-    groups = attacked(results)
-    forget = most_found(results, groups)
-    if forget is None:
-        return None
     # Those to keep by the same attack where it has them: others may have other names to choose.
-    attack = forget.path.removesuffix("forget")
-    paths = {group.name: group.path for group in reversed(groups)}
-    paths |= {group.name: group.path for group in groups if group.path == attack + group.name}
+    by_name = of_one_attack(results, attacked(results))
     for kept_group in ("unseen", "replayed"):
+        if not by_name.keys() >= {"forget", kept_group}:
+            continue
         named = [
-            results.pair(f"{path}/picture_accuracy")
-            for path in (forget.path, paths.get(kept_group))
+            results.pair(f"{by_name[name].path}/picture_accuracy")
+            for name in ("forget", kept_group)
         ]
         if None not in (*named[0], *named[1]):
             before, after = (
@@ -277,4 +304,4 @@ def _people(measures: Measures, path: str, at_least: int = 1) -> str:
     if won := measures.get(f"{path}/prompts_won"):
         return f"{sum(won[at_least:]):,.0f}"
     known = measures.get(f"{path}/tpr" if at_least == 1 else f"{path}/tpr_{at_least}")
-    return "(not measured)" if known is None else f"{100 * known:.1f} %"
+    return "(not measured)" if known is None else share(known)

@@ -15,17 +15,20 @@ NOT_WORSE, WORSE, OPEN = "not worse", "worse", "cannot be told"
 
 class Judgement(NamedTuple):
     label: str
-    change: Estimate  # after - before
+    change: Estimate | None  # after - before; None where it was not measured after
     verdict: str
 
 
 def judged(results: Results) -> list[Judgement]:
-    """Each measure of utility that has an interval before and after."""
+    """Each measure of utility that had an interval before; of what gave none after, as where its
+    evaluation failed, nothing can be told."""
     found = []
     for row in (row for section in tasks(results) for row in section.rows):
         if isinstance(row.before, Estimate) and isinstance(row.after, Estimate):
             change = row.change if row.change is not None else difference(row.before, row.after)
             found.append(Judgement(row.label, change, _verdict(change, results.margin)))
+        elif isinstance(row.before, Estimate) and row.after is None:
+            found.append(Judgement(row.label, None, OPEN))
     return found
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.reports.charts import share
-from trainer.reports.words import count_people, count_points, duration
+from trainer.reports.words import count_people, count_points, duration, share
 from trainer.statistics import Estimate
 from trainer.system.files import replace_text
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from trainer.reports.charts import Figure, areas, dumbbell, histogram_pair, roc, share
+from trainer.reports.charts import Figure, areas, dumbbell, histogram_pair, roc
 from trainer.reports.curves import found_charts, loss_charts, read_curves, watch_charts
 from trainer.reports.findings import (
     AREAS,
@@ -21,8 +21,9 @@ from trainer.reports.findings import (
     attacked,
     harmonic_mean,
     kept,
-    most_found,
+    of_one_attack,
     others,
+    prompts,
     sections,
     tasks,
     verdict,
@@ -30,7 +31,7 @@ from trainer.reports.findings import (
 from trainer.reports.noninferiority import NOT_WORSE, OPEN, WORSE, Judgement, in_words, judged
 from trainer.reports.page import interval, write_page, written
 from trainer.reports.results import Results, read_results
-from trainer.reports.words import count_people, count_points, duration, last_part, spoken
+from trainer.reports.words import count_people, count_points, duration, last_part, share, spoken
 from trainer.reports.worst_off import read_people, worst_off
 from trainer.system.addresses import shown
 
@@ -59,7 +60,7 @@ def write_report(run: Path, path: Path | None = None, shows_people: bool = False
     """
     results = read_results(run)
     config = _shown((run / "config.yaml").read_text(encoding="utf-8"))
-    curves = read_curves(run, results.names)
+    curves = read_curves(run, results.names, [one.evaluation for one in results.failures])
     groups = attacked(results)
     rest = others(results)
     judgements = judged(results)
@@ -151,9 +152,7 @@ def _tiles(
 ) -> list[Tile]:
     """For who has a minute."""
     tiles = []
-    by_name = {group.name: group for group in reversed(groups)}
-    if found_most := most_found(results, groups):
-        by_name[found_most.name] = found_most
+    by_name = of_one_attack(results, groups)
     for name, title, is_kept in (
         ("forget", "People to forget who are found", False),
         ("unseen", "People to keep who are found", True),
@@ -179,12 +178,15 @@ def _tiles(
     for name in results.names:
         if matched := re.fullmatch(r"leakage(/[^/]+)?/auc", name):
             _, after = results.pair(name)
-            detail = "0.5: nobody can tell who was forgotten; 1: anybody can"
+            detail = "0.5: these scores of the model alone tell nothing; 1: all"
             if range_ := interval(after, is_share=False):
                 detail += f". 95 % interval {range_}"
             _, chance = results.pair(f"{name}_by_chance")
             if chance is not None:
                 detail += f"; of the most telling score: up to {written(chance, False)} by chance"
+            _, with_original = results.pair(f"{name}_with_original")
+            if with_original is not None:
+                detail += f". Who also holds the original: {written(with_original, False)}"
             title = "Forget list in the model" + spoken(matched[1] or "")
             tiles.append(Tile(title, written(after, False), detail))
     return tiles
@@ -237,7 +239,7 @@ def _dumbbells(results: Results, groups: Sequence[Group]) -> list[Figure]:
     pictures = []
     for majority in sorted({group.majority for group in groups if group.majority}):
         some = [group for group in groups if group.majority == majority]
-        title = f"Found by {some[0].prompts(majority)} or more"
+        title = f"Found by {prompts(majority, some)} or more"
         pictures.append(Section(title, of(f"tpr_{majority}", some)))
     pictures.append(Section("Found by 1 prompt or more", of("tpr", groups)))
     pictures += tasks(results)

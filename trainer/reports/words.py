@@ -9,6 +9,15 @@ def count_people(number: float | None) -> str:
     return "1 person" if number == 1 else f"{number:,.0f} people"
 
 
+def share(value: float | None) -> str:
+    """98.4 %. Of many people one is seldom .1 %, and "0.0 %" is for nobody."""
+    if value is None:
+        return "–"
+    if 0 < value < 0.0005:
+        return "<0.1 %"
+    return ">99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.1f} %"
+
+
 def count_points(share: float) -> str:
     return "1 point" if share == 0.01 else f"{100 * share:g} points"
 

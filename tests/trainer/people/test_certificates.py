@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -186,11 +187,13 @@ def test_weights_that_changed_since_are_refused(run, key, tmp_path):
         issue(run, key[0], tmp_path / "sealed")
 
 
-def attacked_elsewhere(run: Path, folder: Path, group: str = "forget") -> Path:
+def attacked_elsewhere(
+    run: Path, folder: Path, group: str = "forget", names: Sequence[str] = NAMES
+) -> Path:
     """The attack's roster is in a folder with a key of its own, as its people's rows are."""
     folder.mkdir()
     roster = folder / "attack.csv"
-    roster.write_text("name\n" + "\n".join(NAMES) + "\n")
+    roster.write_text("name\n" + "\n".join(names) + "\n")
     rows = [person(one.pseudonym, group, 21, 0) for one in read_roster(roster)[:2]]
     (run / "people.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -208,6 +211,23 @@ def test_who_was_attacked_by_another_pseudonym_is_not_said_to_be_not(run, key, t
     with pytest.raises(ValueError, match=ELSEWHERE) as caught:
         issue(run, key[0], tmp_path / "sealed")
     assert "\n" not in str(caught.value) and not (tmp_path / "sealed").exists()
+
+
+def test_who_was_attacked_by_an_alias_is_not_said_to_be_not(run, key, tmp_path):
+    """By the same key, and as somebody else: a pseudonym is of the name that stands first."""
+    (tmp_path / "requests.csv").write_text("name,aliases\nMaria Smith,Maria Jones\n")
+    results = json.loads((run / "results.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    results["fingerprints"] = fingerprints(config, run)
+    (run / "results.json").write_text(json.dumps(results))
+    roster = attacked_elsewhere(run, tmp_path / "other", names=["Maria Jones"])
+    shutil.copy(tmp_path / "pseudonyms.key", tmp_path / "other")
+    with pytest.raises(ValueError, match=ELSEWHERE):
+        issue(run, key[0], tmp_path / "sealed")
+    roster.write_text("name\nMaria Smith\n")
+    row = person(read_roster(roster)[0].pseudonym, "forget", 21, 0)
+    (run / "people.jsonl").write_text(json.dumps(row) + "\n")
+    assert issue(run, key[0], tmp_path / "sealed") == 1
 
 
 def test_a_key_that_was_copied_after_the_run_does_not_help(run, key, tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.trainer.reports.test_report import Page
-from tests.trainer.run_folders import full_run, measures, run_folder
+from tests.trainer.run_folders import NO_NAMES, full_run, measures, run_folder
 from trainer.reports.comparison import write_comparison
 
 
@@ -18,6 +18,17 @@ def test_each_run_has_a_column_and_what_it_did_not_measure_is_a_dash(tmp_path):
     assert "first" in page.words and "second" in page.words
     assert "100.0 % → 1.6 %" in page.words and "100.0 % → 6.2 %" in page.words
     assert "123.5 → 123.5\n–" in page.words.replace("\n\n", "\n")
+
+
+def test_what_failed_and_what_the_seconds_are_of_is_told_of_each_run(tmp_path):
+    failed = [{"evaluation": "identity_inference", "step": 0, "cause": NO_NAMES}]
+    first, _ = run_folder(tmp_path, {}, {}, name="first", resumed_at=480)
+    second, _ = run_folder(tmp_path, {}, {}, name="second", failed=failed)
+    words = page_of([first, second], tmp_path).words
+    assert "Steps20 of 500 (since it was resumed)500" in words
+    assert (
+        f"second. Failed, and not measured then: identity_inference at step 0: {NO_NAMES}" in words
+    )
 
 
 def test_two_attacks_of_a_run_have_a_section_each(tmp_path):

@@ -41,6 +41,14 @@ def test_a_task_is_not_worse_where_the_whole_interval_is_within_the_margin(
     assert {one.verdict for one in found} == {verdict}
 
 
+def test_what_was_not_measured_after_cannot_be_told():
+    known = results_of(0.90, 0.90, 20_000)
+    after = {name: one for name, one in known.after.items() if "shape" not in name}
+    found = judged(replace(known, after=after))
+    assert [(one.label, one.verdict) for one in found] == [("colour", NOT_WORSE), ("shape", OPEN)]
+    assert found[1].change is None and "cannot be told: shape" in in_words(found, 0.01)
+
+
 def test_what_was_compared_case_by_case_is_judged_by_that():
     apart = results_of(0.90, 0.90, 100)
     assert {one.verdict for one in judged(apart)} == {OPEN}

@@ -11,6 +11,7 @@ from trainer.reports.curves import found_charts
 from trainer.reports.findings import harmonic_mean
 from trainer.reports.report import summary, write_report
 from trainer.reports.results import Results
+from trainer.reports.words import share
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -222,6 +223,94 @@ def test_of_several_attacks_the_first_sentence_tells_the_one_that_finds_the_most
     harder = {name.replace("y_inference", "y_inference/harder"): v for name, v in before.items()}
     _, results = run_folder(tmp_path, before | harder, after | harder)
     assert "found 64 before and 64 after" in " ".join(summary(results).split())
+
+
+def attack(name: str, found: int, people: int, group: str = "forget") -> dict:
+    """So many of the people found by a prompt, and as many by most."""
+    path = f"identity_inference/{name}/{group}"
+    shares = dict.fromkeys((f"{path}/tpr", f"{path}/tpr_11"), found / people)
+    return shares | {
+        f"{path}/people": float(people),
+        f"{path}/prompts_won": [people - found, *[0] * 20, found],
+    }
+
+
+def test_of_several_attacks_the_number_that_they_find_counts_not_the_share(tmp_path):
+    before = attack("all", 100, 100) | attack("few", 10, 10)
+    after = attack("all", 2, 100) | attack("few", 1, 10)
+    _, results = run_folder(tmp_path, before, after, identities=100)
+    text = " ".join(summary(results).split())
+    assert "Of 100 people asked to be forgotten" in text and "100 before and 2 after." in text
+    assert "were asked for" not in text
+
+
+def test_people_whom_another_attack_looked_for_are_not_said_to_be_left_out(tmp_path):
+    before = attack("first", 64, 64) | attack("second", 60, 60)
+    after = attack("first", 0, 64) | attack("second", 0, 60)
+    _, results = run_folder(tmp_path, before, after, identities=124)
+    text = " ".join(summary(results).split())
+    assert "Of 64 people" in text
+    assert "124 were asked for; this attack did not look for the others." in text
+
+
+def test_of_several_attacks_who_is_kept_is_told_of_the_same(tmp_path):
+    before = measures(0, 0.97) | attack("hard", 64, 64) | attack("hard", 64, 64, "unseen")
+    after = measures(64, 0.97) | attack("hard", 8, 64) | attack("hard", 40, 64, "unseen")
+    folder, _ = run_folder(tmp_path, before, after)
+    words = Page(write_report(folder).read_text()).words
+    assert "found 64 before and 8 after" in words and "it found 64 before and 40 after" in words
+    tile = words[words.index("People to keep who are found") :][:60]
+    assert "100.0 % → 62.5 %" in tile
+
+
+def test_few_of_many_people_are_not_nobody_and_most_not_everybody(tmp_path):
+    writing = {"identity_inference/all/forget/found_by/any_variant": 1 / 4096}
+    kept = attack("all", 4095, 4096, "unseen")
+    after = attack("all", 1, 4096) | writing | kept
+    folder, results = run_folder(tmp_path, attack("all", 4096, 4096) | kept, after)
+    text = " ".join(summary(results).split())
+    assert "it still found <0.1 %." in text and "100.0 % → <0.1 %" in text
+    assert ">99.9 % → >99.9 %" in text
+    assert share(0.0) == "0.0 %" and share(1.0) == "100.0 %" and share(0.0005) == "0.1 %"
+
+
+def test_an_attack_without_a_group_to_forget_is_told_as_that(tmp_path):
+    found = attack("all", 60, 64, "requests")
+    _, results = run_folder(tmp_path, found, found)
+    text = " ".join(summary(results).split())
+    assert "no group of people under attack is called `forget`: nothing here says" in text
+
+
+def test_what_the_model_leaks_to_whom_is_told_in_one_place(tmp_path):
+    areas = {"leakage/auc": 0.52, "leakage/auc_with_original": 1.0, "leakage/auc_by_chance": 0.6}
+    folder, _ = run_folder(tmp_path, areas, areas)
+    words = Page(write_report(folder).read_text()).words
+    assert "Who also holds the original: 1" in words and "nobody can tell" not in words
+
+
+def test_attacks_of_other_numbers_of_prompts_share_no_number(tmp_path):
+    def found(share: float) -> dict:
+        few = {
+            name: one for name, one in attack("few", 64, 64, "unseen").items() if "_11" not in name
+        }
+        return attack("all", round(64 * share), 64) | few | {
+            "identity_inference/few/unseen/tpr_3": 1.0,
+            "identity_inference/few/unseen/prompts_won": [0, 0, 0, 0, 0, 64],
+        }  # fmt: skip
+
+    folder, _ = run_folder(tmp_path, found(1), found(0), [(s, found(0.5)) for s in (100, 200)])
+    words = Page(write_report(folder).read_text()).words
+    assert "Found by 3 of 5 prompts or more" in words and "Found by 1 prompt or more" in words
+    assert "Found by 3 of 1 " not in words
+
+
+def test_what_a_failed_attack_measured_on_the_way_is_no_loss(tmp_path):
+    failed = [
+        {"evaluation": "identity_inference", "step": step, "cause": NO_NAMES} for step in (0, 500)
+    ]
+    between = [(step, measures(step // 10, 0.96)) for step in (100, 200, 300)]
+    folder, _ = run_folder(tmp_path, {}, {}, between, failed=failed)
+    assert "forget/tpr" not in Page(write_report(folder).read_text()).words
 
 
 def test_of_several_attacks_the_first_tile_and_the_one_figure_are_of_the_same(tmp_path):
