@@ -40,9 +40,10 @@ fictitious-clip: .venv/installed
 	cp runs/fictitious_clip/model/open_clip_model.safetensors plugins/fictitious/clip/
 
 # A world of 2,048 people, 1,024 to forget, whom the CLIP shipped for it knows: for `make bench
-# ONLY='thousands ablation'`. Four minutes.
+# ONLY='thousands ablation'`. Four minutes. And the configurations of `thousands`, to run one alone.
 thousands: .venv/installed
 	$(BIN)/clip-unlearn fictitious runs/thousands --people 2048 --forget 1024
+	$(BIN)/python -m tests.benchmarks.thousands
 
 # That CLIP made again, from the one above that knows others: 3,000 steps, 40 minutes.
 thousands-clip: .venv/installed

@@ -38,7 +38,8 @@ def measure() -> dict[str, float]:
     folder = REPOSITORY / "runs/bench/leakage"
     if not (folder / "runs/world").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plugins").symlink_to(REPOSITORY / "plugins")
+        if not (folder / "plugins").is_symlink():  # of one that was cut off
+            (folder / "plugins").symlink_to(REPOSITORY / "plugins")
         draw(folder, "runs/world")
     measures = {}
     for target, overrides in TARGETS.items():
