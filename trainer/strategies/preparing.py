@@ -143,9 +143,7 @@ def prepare(
             _round_once()
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
-        plugin.transformer_cls_names_to_wrap = sorted(
-            {type(block).__name__ for block in blocks_of(student)}
-        )
+        plugin.transformer_cls_names_to_wrap = kinds_to_wrap(student)
         if policy := plugin.mixed_precision_policy:
             # Gradients are added up over the ranks in float32, as DDP does.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -194,6 +192,13 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
             if len(module) > 1 and len(found) == 1 and list(module[0].children()):
                 kinds |= found
     return [module for module in model.modules() if type(module) in kinds][::-1]
+
+
+def kinds_to_wrap(student: nn.Module) -> list[str]:
+    """The classes of its blocks, for accelerate, which looks through what computes a block again:
+    by the wrapper's own name it finds none, and all would be gathered at once."""
+    blocks = (getattr(block, "_checkpoint_wrapped_module", block) for block in blocks_of(student))
+    return sorted({type(block).__name__ for block in blocks})
 
 
 def spread_out(frozen: Model, device: torch.device, offload: bool) -> Model:
