@@ -141,9 +141,13 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
         yield from room(Path("runs"), None)
         return
     yield ok(f"the configuration is valid; output goes to {config.output}")
+    launch = Launch.of_environment()
     try:
-        parts = Launch.of_environment().parts
-        check_sizes(config.objectives, config.data.lanes, process.ranks, parts)
+        launch.check(config.optimizer)
+    except ValueError as error:
+        yield fail(str(error), "the run would be refused as it is")
+    try:
+        check_sizes(config.objectives, config.data.lanes, process.ranks, launch.parts)
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
     wanted: int | None = 0

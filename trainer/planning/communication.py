@@ -19,7 +19,8 @@ def sent_in_step(launch: Launch, sizes: Sizes, shares_teacher: bool = False) -> 
             reduced = 2 * FULL * sizes.trained
         case "fsdp2":  # blocks before forward and backward; what is in none stays
             within_blocks = sizes.student - sizes.rest
-            gathered = computed * (2 * within_blocks + sizes.rest) * parts
+            by_muon = 2 * sizes.trained - sizes.moments  # its matrices, whole, once a step
+            gathered = computed * (2 * within_blocks + sizes.rest) * parts + FULL * by_muon
             reduced = FULL * sizes.trained
         case "zero1":
             gathered, reduced = computed * sizes.trained, 2 * computed * sizes.trained

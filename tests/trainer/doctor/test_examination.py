@@ -53,6 +53,13 @@ def test_a_machine_is_looked_at_without_a_configuration(capsys):
         assert any(what in line for line in lines), what
 
 
+def test_a_launch_that_the_run_would_refuse_is_told(clean_shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    config = write_config(tmp_path, clean_shards, optimizer={"lr": 1e-4, "anchor": 0.05})
+    assert examine(config, [], 1.0) == 1
+    assert "optimizer.anchor does not go with fp16" in capsys.readouterr().out
+
+
 def test_a_configuration_that_can_run_is_told_with_its_shards(clean_shards, tmp_path, capsys):
     before = set(tmp_path.iterdir())
     assert examine(write_config(tmp_path, clean_shards), [], 1.0) == 0

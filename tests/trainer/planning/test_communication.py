@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from trainer.planning.communication import sent_in_step
@@ -27,6 +29,12 @@ def test_two_devices_send_half_of_what_goes_round(launch, gradients, weights):
     sent = sent_in_step(launch, SIZES)
     assert sent.get("gradients", 0) == gradients / 2
     assert sent.get("weights", 0) == weights / 2
+
+
+def test_muon_gathers_the_matrices_that_it_moves():
+    launch = Launch("fsdp2", 2, "bf16")
+    by_muon = sent_in_step(launch, replace(SIZES, moments=160 - 60))["weights"]
+    assert by_muon - sent_in_step(launch, SIZES)["weights"] == 60 * 4 / 2
 
 
 def test_a_teacher_in_parts_is_gathered_once_a_forward():
