@@ -39,9 +39,7 @@ TEMPLATES = [  # the 21 of the published attack
     "{0} in a suit",
     "{0} in a dress",
 ]
-
-
-TAKEN = ("accuracy", "held_out", "people")  # measures' own
+TAKEN = ("accuracy", "held_out", "people")  # names of measures, beside those of groups
 
 
 class AttackOptions(Evaluation.Options):

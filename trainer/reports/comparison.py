@@ -14,7 +14,8 @@ import yaml
 
 from trainer.reports.charts import Figure, Points, chart
 from trainer.reports.curves import ON_THE_WAY, percent, read_curves
-from trainer.reports.findings import LIMITS, Row, attacked, others, sections
+from trainer.reports.findings import LIMITS, Row, others, sections
+from trainer.reports.groups import attacked
 from trainer.reports.page import write_page
 from trainer.reports.results import Results, read_results
 from trainer.system.addresses import masked

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.reports.charts import Figure, Points, chart
-from trainer.reports.findings import OTHERS, Group, is_other, is_share, prompts
+from trainer.reports.findings import OTHERS, is_other, is_share
+from trainer.reports.groups import Group, prompts
 from trainer.reports.results import Measures
 from trainer.reports.words import spoken
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from trainer.reports.groups import LOW, NONE, SAME, Group, attacked, most_found, of_one_attack
 from trainer.reports.results import Measures, Results
 from trainer.reports.words import count_people, last_part, share, spoken
 from trainer.statistics import Estimate
 
-LOW, SAME, HALF, NONE = "low", "as before", "near 0.5", ""
-GROUPS = {  # name in the results: what it is called here, what the run wants of it
-    "forget": ("People to forget", LOW),
-    "replayed": ("People to keep, replayed in training", SAME),
-    "unseen": ("People to keep, unseen in training", SAME),
-    "unknown": ("People it never learnt", LOW),
-}
+HALF = "near 0.5"
 LOST, WON_BACK = "wrongly_forgotten", "newly_recalled"  # of kept people, after a run
 TURNED = {LOST: LOW, WON_BACK: NONE}
 OTHERS = {  # evaluations beside the attack and the tasks
@@ -46,37 +40,6 @@ LIMITS = (
     "Measured on this model, by these attacks alone: another attack may still find someone. "
     "Low figures are evidence, not a guarantee."
 )
-
-
-@dataclass(frozen=True)
-class Group:
-    """One group of people under attack; `path` leads to its measures."""
-
-    path: str
-    title: str
-    wanted: str
-    majority: int | None  # the prompts of the `tpr_11` among its measures
-    num_prompts: int | None
-
-    @property
-    def name(self) -> str:
-        return last_part(self.path)
-
-    def prompts(self, count: int) -> str:
-        return (
-            f"{count} of {self.num_prompts} prompts" if self.num_prompts else counted_prompts(count)
-        )
-
-
-def prompts(count: int, groups: Sequence[Group]) -> str:
-    """Of how many, where all of the groups have as many."""
-    (first, *_) = groups
-    same = all(group.num_prompts == first.num_prompts for group in groups)
-    return first.prompts(count) if same else counted_prompts(count)
-
-
-def counted_prompts(count: int) -> str:
-    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 class Row(NamedTuple):
@@ -171,56 +134,6 @@ def is_share(measure: str) -> bool:
     return SHARES.fullmatch(measure) is not None
 
 
-def attacked(results: Results) -> list[Group]:
-    """The groups of people that the measures tell of: to forget, to keep, never learnt, others."""
-    groups = []
-    for name in results.names:
-        matched = re.fullmatch(r"(identity_inference/.+)/tpr", name)
-        if not matched or last_part(matched[1]) == "held_out":
-            continue
-        path = matched[1]
-        _, *between, last = path.split("/")
-        title, wanted = GROUPS.get(last, (f"People of group {last}", NONE))
-        won: Any = results.count(f"{path}/prompts_won")
-        most = re.compile(re.escape(path) + r"/tpr_(\d+)")
-        majority = next(
-            (int(hit[1]) for one in results.names if (hit := most.fullmatch(one))), None
-        )
-        title = " ".join([title, *(f"({part})" for part in between)])
-        groups.append(Group(path, title, wanted, majority, len(won) - 1 if won else None))
-    order = list(GROUPS)
-    return sorted(
-        groups,
-        key=lambda group: (
-            group.path.count("/"),
-            order.index(group.name) if group.name in order else len(order),
-        ),
-    )
-
-
-def most_found(results: Results, groups: Sequence[Group]) -> Group | None:
-    """The people to forget, of several attacks by that which finds most of them; of those that
-    find as many by that which looked for most."""
-    asked = [group for group in groups if group.name == "forget"]
-
-    def found(group: Group) -> tuple[float, float]:
-        people = results.count(f"{group.path}/people") or 0.0
-        share = results.pair(f"{group.path}/tpr")[1] or 0.0
-        return share * (people or 1.0), people
-
-    return max(asked, key=found, default=None)
-
-
-def of_one_attack(results: Results, groups: Sequence[Group]) -> dict[str, Group]:
-    """A group of each name: those of the attack that found most of the people to forget, and of
-    others what it has not."""
-    by_name = {group.name: group for group in reversed(groups)}
-    if forget := most_found(results, groups):
-        attack = forget.path.removesuffix("forget")
-        by_name |= {group.name: group for group in groups if group.path == attack + group.name}
-    return by_name
-
-
 def _by_other_writings(results: Results, groups: Sequence[Group]) -> float:
     """The share of the people to forget who were found after, of several attacks the most."""
     found = (
@@ -238,10 +151,12 @@ def verdict(results: Results) -> str:
     if group is None:
         if not asked:
             return "Nobody was asked to be forgotten, and no attack on people to forget was run."
-        failed = any(one.evaluation.startswith("identity_inference") for one in results.failures)
-        why = "the attack failed" if failed else "no attack was configured"
         if groups:
             why = "no group of people under attack is called `forget`"
+        elif any(one.evaluation.startswith("identity_inference") for one in results.failures):
+            why = "the attack failed"
+        else:
+            why = "no attack was configured"
         return (
             f"{count_people(asked)} asked to be forgotten, and {why}: "
             "nothing here says whether the model still knows them."

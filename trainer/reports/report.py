@@ -15,19 +15,16 @@ from trainer.reports.curves import found_charts, loss_charts, read_curves, watch
 from trainer.reports.findings import (
     AREAS,
     LIMITS,
-    Group,
     Row,
     Section,
-    attacked,
     harmonic_mean,
     kept,
-    of_one_attack,
     others,
-    prompts,
     sections,
     tasks,
     verdict,
 )
+from trainer.reports.groups import Group, attacked, of_one_attack, prompts
 from trainer.reports.noninferiority import NOT_WORSE, OPEN, WORSE, Judgement, in_words, judged
 from trainer.reports.page import interval, write_page, written
 from trainer.reports.results import Results, read_results
@@ -178,7 +175,7 @@ def _tiles(
     for name in results.names:
         if matched := re.fullmatch(r"leakage(/[^/]+)?/auc", name):
             _, after = results.pair(name)
-            detail = "0.5: these scores of the model alone tell nothing; 1: all"
+            detail = "0.5: these scores of the model alone tell nothing; 1: they tell everybody"
             if range_ := interval(after, is_share=False):
                 detail += f". 95 % interval {range_}"
             _, chance = results.pair(f"{name}_by_chance")

@@ -9,6 +9,12 @@ def count_people(number: float | None) -> str:
     return "1 person" if number == 1 else f"{number:,.0f} people"
 
 
+def count_prompts(number: int, of: int | None = None) -> str:
+    if of:
+        return f"{number} of {of} prompts"
+    return "1 prompt" if number == 1 else f"{number} prompts"
+
+
 def share(value: float | None) -> str:
     """98.4 %. Of many people one is seldom .1 %, and "0.0 %" is for nobody."""
     if value is None:

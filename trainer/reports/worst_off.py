@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.reports.findings import GROUPS, LOST, NONE, SAME, WON_BACK, Group
+from trainer.reports.findings import LOST, WON_BACK
+from trainer.reports.groups import GROUPS, NONE, SAME, Group
 from trainer.statistics import Estimate, rate
 
 WON = "prompts_won"  # of one person, how many prompts named them

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from tests.trainer.run_folders import person
-from trainer.reports.findings import Group
+from trainer.reports.groups import Group
 from trainer.reports.worst_off import Kept, turned, worst_off
 
 
