@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from trainer.api import StrictModel
-from trainer.system.addresses import masked
+from trainer.system.addresses import shown
 
 
 class ConfigError(ValueError):
@@ -64,7 +64,7 @@ def _wording(error: Any, model: type[BaseModel]) -> tuple[str, str]:
         message += did_you_mean(error["input"], options)
     if error["type"] == "string_pattern_mismatch" and last == "[key]":
         message = "a name must be of letters, digits, _ and -"
-    return f"found {short(masked(error['input']))}; ", message
+    return f"found {short(error['input'])}; ", message
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> dict[Any, Any]:
@@ -85,15 +85,22 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def short(found: Any) -> str:
-    return _REPR.repr(found)
+    return _Short().repr(found)
 
 
-_REPR = reprlib.Repr()
-_REPR.maxstring, _REPR.maxlevel = 80, 2
+class _Short(reprlib.Repr):
+    """Of what is told alone, each address as it is shown: what YAML's anchors share can be written
+    out to gigabytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring, self.maxlevel = 80, 2
+
+    def repr_str(self, text: str, level: int) -> str:
+        return super().repr_str(shown(text), level)
 
 
 def did_you_mean(found: Any, possible: Iterable[str], prefix: str = "") -> str:
-    # Text alone: what YAML's anchors share can be written out to gigabytes.
     close = difflib.get_close_matches(found, possible, n=1) if isinstance(found, str) else []
     return f"; did you mean '{prefix}{close[0]}'?" if close else ""
 
