@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
@@ -152,6 +152,8 @@ def test_few_values_cannot_bound_a_high_quantile():
 
 
 @given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9), min_size=1))
+@example([3], [0, 0, 1, 1, 1, 1, 2])  # all: no rounding
+@example([5], [*[0] * 199_999, 5])  # all but one tie, of one: a wide interval of a steep logit
 def test_an_area_is_how_often_a_positive_scores_above_a_negative(positives, negatives):
     pairs = np.subtract.outer(positives, negatives)
     found = roc_auc(positives, negatives)
@@ -169,6 +171,7 @@ def test_an_areas_interval_holds_the_truth_at_least_as_often_as_it_says(shift):
 def test_a_perfect_area_is_no_surer_than_its_few_cases():
     assert roc_auc([2, 3], [0, 1]) == roc_auc_score([1, 1, 0, 0], [2, 3, 0, 1]) == 1
     assert roc_auc([2] * 100, [1] * 30).low == pytest.approx(0.9)
+    assert roc_auc([3] * 30, [0, 0, 1, 1, 1, 1, 2] * 30) == 1
 
 
 def test_an_estimate_is_a_number_and_keeps_its_interval_when_it_is_copied():
