@@ -15,10 +15,11 @@ original model, is for those who hold that one too. Pictures that training showe
 others: give their roster to a second evaluation of this kind, the one of attack pictures to the
 first.
 
-`auc` is the most telling score of the model alone, folded to above 0.5, `auc_with_original` that of
-all. The most telling of several is above 0.5 by chance alone, its interval included, so beside each
-stands `.._by_chance`, which the same choice exceeds in one of twenty draws when the people are
-dealt to the two rosters at random.
+`auc` is the most telling score of the model alone, folded to above 0.5, `auc_with_original` that
+of all, `auc_of_text` and `auc_of_image` that of the model alone by one side. The most telling of
+several is above 0.5 by chance alone, its interval included, so beside each stands `.._by_chance`,
+which the same choice exceeds in one of twenty draws when the people are dealt to the two rosters at
+random.
 """
 
 from __future__ import annotations
@@ -106,7 +107,11 @@ class Leakage(Evaluation):
         yield from ((f"{name}_auc", value) for name, value in aucs.items())
         yield from ((f"{name}_roc", curve) for name, curve in curves.items())
         alone = {name: one for name, one in aucs.items() if not name.endswith(WITH_ORIGINAL)}
-        for headline, chosen in (("auc", alone), ("auc_with_original", aucs)):
+        headlines = {"auc": alone, "auc_with_original": aucs}
+        for side in sides:
+            own = {name: one for name, one in alone.items() if name.startswith(f"{side}/")}
+            headlines[f"auc_of_{side}"] = own
+        for headline, chosen in headlines.items():
             yield headline, most_telling(chosen)
             yield f"{headline}_by_chance", self._by_chance(sides, chosen)
 
@@ -141,6 +146,8 @@ class Leakage(Evaluation):
         worst = np.zeros(DEALS)
         for side, (scores, num_forgotten) in sides.items():
             own = [values for name, values in scores.items() if f"{side}/{name}" in chosen]
+            if not own:
+                continue
             values = torch.stack(own).double().cpu().numpy()
             worst = np.maximum(worst, dealt_aucs(values, num_forgotten, rng).max(1))
         return float(np.quantile(worst, 0.95))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import yaml
 
+from plugins.fictitious.world import World
+from tests.benchmarks.thousands import COUNTS
 from tests.conftest import REPOSITORY, picture, write_shard
 from trainer.configuration.config import load_config
 from trainer.planning.capacity import Capacity
@@ -62,3 +65,17 @@ def test_it_plans_without_weights_and_fits_as_its_header_says(path, world, monke
         float(planned_gb), rel=0.02
     )
     assert launch.num_devices == 8 and len(path.read_text().splitlines()) < 50
+
+
+def test_the_attacks_on_thousands_have_names_for_as_many_candidates_as_they_want():
+    """Of the world of `make thousands`, however many of its people are to be forgotten."""
+    made = re.search(r"fictitious runs/thousands (.+)", (REPOSITORY / "Makefile").read_text())[1]
+    sizes = re.fullmatch(r"--people (\d+) --forget (\d+)", made)
+    world = World(people=int(sizes[1]), forget=int(sizes[2]))
+    groups = {name: len(own) for name, (_, own) in world.groups().items()}
+    raw = yaml.safe_load((REPOSITORY / "configs/fictitious_thousands.yaml").read_text())
+    wanted = raw["evaluations"]["neighbours"]["candidates"]
+    for count in COUNTS:
+        own = groups["unseen"] + count  # the kept under attack, and the forgotten's names
+        free = 1000 + groups["forget"] - count  # distractors, as the benchmark writes them
+        assert own <= wanted <= own + free, count

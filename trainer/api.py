@@ -44,7 +44,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pair:
-    """What the student sees and what the teacher sees for one row; any part may be absent.
+    """What the student sees and what the teacher sees for one row; any part may be absent, and
+    all are of the objective's towers: no other is there in training.
 
     Pictures are uint8 (3, h, w) of any size. `label` is the objective's own note on the row:
     its loss finds it again in `Embeddings`. `identity` is the pseudonym of whom a trigger is of.
@@ -62,8 +63,9 @@ class Pair:
 class Embeddings:
     """An objective's rows of one model's output, in the order of its pairs; absent rows left out.
 
-    text, image: (n, d), not normalised; text_labels, image_labels: (n,), the labels of their
-    pairs. `logit_scale` is the model's temperature, a scalar.
+    text, image: (n, d) float32, not normalised, on the model's device; text_labels,
+    image_labels: (n,), the labels of their pairs. `logit_scale` is the model's temperature, a
+    scalar.
     """
 
     text: Tensor | None
@@ -157,12 +159,15 @@ class Objective:
         """How many people this objective makes the student forget.
 
         Certificates, and the check that a run that goes on is asked the same, read them from the
-        option `roster`, a CSV or JSON lines; so name it that.
+        option `roster`, a CSV or JSON lines; so name it that, and nothing else.
         """
         return 0
 
     def accepts(self, sample: Sample) -> bool:
-        """Veto a clean sample for every objective (say, a caption naming someone to forget)."""
+        """Veto a clean sample for every objective (say, a caption naming someone to forget).
+
+        Those of objectives that train no image tower come without a picture.
+        """
         return True
 
     def pair(self, clean: Sample, turn: int, rng: Random) -> Pair | None:
@@ -171,14 +176,16 @@ class Objective:
         turn: which row this is of all that the objective gives, over all ranks, from step 0 on;
         so `turn % batch_size` is its place in the step, and `in_turn(turn, n, seed)` gives each
         of n people a turn before any gets a second. rng: seeded by (seed, objective, turn).
-        None: this clean sample is of no use here, try the next. May raise BadSample.
+        None: this clean sample is of no use here, try the next. May raise BadSample. No set's
+        order: that is another in each process.
         """
         raise NotImplementedError
 
     def loss_fn(self, teacher: Encoder) -> LossFn:
         """Called once on the device; gives (student, teacher embeddings) -> {term: scalar}.
 
-        A term is a mean over the rows at hand: the ranks' gradients are averaged.
+        A term is a mean over the rows at hand: the ranks' gradients are averaged. Not every rank
+        has rows of each sort in each step: a term without any is 0, and is given.
         """
         raise NotImplementedError
 
@@ -197,6 +204,9 @@ class Evaluation:
 
     def run(self, student: Encoder, teacher: Encoder) -> Iterator[tuple[str, Measure]]:
         """(name, value) of each measure, the same on every rank. Never a person's name.
+
+        Every rank asks the encoders for the same texts and pictures in the same order: none by a
+        set's. What they give is on the model's device.
 
         A value is a float, better an `Estimate` with its interval; a list of floats where it is a
         histogram; or `Rows`, one for each person, which are kept of before and after alone, in the

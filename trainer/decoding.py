@@ -19,7 +19,8 @@ SPARE = 2
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used; it is skipped and counted under `reason`.
+    """A sample that cannot be used; it is skipped and counted under `reason`, which is logged and
+    reported: never whose it is.
 
     shard: where it is from, if not where the clean sample at hand is.
     """

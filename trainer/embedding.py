@@ -142,13 +142,21 @@ class Showing:
         return sent(tensor, self._device)
 
 
-def embed(model: nn.Module, shown: Shown) -> dict[str, Embeddings]:
-    """One forward over all that this model is to see, then each objective its own rows of it."""
+def embed(
+    model: nn.Module, shown: Shown, logit_scale: Tensor | None = None
+) -> dict[str, Embeddings]:
+    """One forward over all that this model is to see, then each objective its own rows of it.
+
+    logit_scale: of a model that may be shown nothing, and then would not tell.
+    """
     text = image = None
-    scale = torch.ones((), device=shown.device)
+    scale = torch.ones((), device=shown.device) if logit_scale is None else logit_scale
     if shown.captions is not None or shown.pictures is not None:
-        text, image, scale = model(shown.captions, shown.pictures)
+        text, image, own_scale = model(shown.captions, shown.pictures)
         text, image = without_blanks(text, image, shown.blank)
+        scale = own_scale.float() if logit_scale is None else logit_scale
+    # Of whatever precision the strategy computes in: losses are of float32.
+    text, image = (None if one is None else one.float() for one in (text, image))
     text, image = map(with_known, (text, image), shown.known)
 
     def own(embedded: Tensor | None, rows: Rows | None) -> tuple[Tensor | None, Tensor | None]:
@@ -185,4 +193,4 @@ def with_known(embedded: Tensor | None, known: Tensor | None) -> Tensor | None:
     if known is None:
         return embedded
     known = known.float()
-    return known if embedded is None else torch.cat([embedded.float(), known])
+    return known if embedded is None else torch.cat([embedded, known])

@@ -15,11 +15,12 @@ from trainer.api import Encoder, Evaluation, Tower
 from trainer.configuration.config import Config
 from trainer.configuration.sections import ModelConfig
 from trainer.data.skips import Skips
-from trainer.measures import Measures, packed
+from trainer.measures import Measures, complaint, packed
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
 from trainer.models.clip import Clip, Towers
 from trainer.models.encoder import ClipEncoder
+from trainer.models.zoo import has_preprocessing_beside
 from trainer.reports.results import path_of
 from trainer.runs.run import Failures, Run
 from trainer.runs.saved import is_saved, lay_over
@@ -54,7 +55,10 @@ def measure(
 
 def _all_of(evaluation: Evaluation, student: Encoder, teacher: Encoder) -> Measures:
     found = dict(evaluation.run(student, teacher))
-    json.dumps(packed(found))  # what no checkpoint could hold fails here, and alone
+    for name, value in found.items():  # what no checkpoint could hold fails here, and alone
+        if wrong := complaint(value):
+            raise TypeError(f"{evaluation.kind} gives {name} as {wrong}")
+    json.dumps(packed(found))
     return found
 
 
@@ -92,7 +96,11 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
         if checkpoint and is_saved(Path(checkpoint)):
             found = encoder(replace(clip, model=deepcopy(clip.model)), Path(checkpoint))
         elif checkpoint:
-            found = encoder(clips.load(_model_of(config.model, checkpoint)))
+            loaded = clips.load(_model_of(config.model, checkpoint))
+            if not Path(checkpoint).is_dir() and not has_preprocessing_beside(Path(checkpoint)):
+                # It does not say how its pictures are prepared: as the model's that it is of.
+                loaded = replace(loaded, prepare=clip.prepare)
+            found = encoder(loaded)
     with run.timed("before"):
         before, failed = measure(config.evaluations, original, original)
         after = before

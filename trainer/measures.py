@@ -5,6 +5,7 @@ A number may be an `Estimate`. All of it goes through JSON and back (`packed`, `
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,25 @@ class Rows(list[dict[str, Any]]):
 
 Measure = float | list[float] | Rows  # a list is a histogram
 Measures = dict[str, Measure]  # by full name
+
+
+def complaint(value: Any) -> str | None:
+    """Why it is no measure, to go on after "as". Not whether its numbers are finite."""
+    if not isinstance(value, Rows):
+        each = value if isinstance(value, list) else [value]
+        wrong = [type(one).__name__ for one in each if not isinstance(one, float)]
+        return f"{wrong[0]}; a float, or a list of floats" if wrong else None
+    if not all(isinstance(row, dict) and isinstance(row.get("identity"), str) for row in value):
+        return "Rows without an `identity`; a dict with a pseudonym for each person"
+    if not all(isinstance(row.get("group", ""), str) for row in value):
+        return "Rows with a `group` that is no word"
+    if len({(row["identity"], row.get("group")) for row in value}) < len(value):
+        return "Rows with one person twice; a row for each, in each `group`"
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return f"Rows with what JSON cannot hold: {error}; give Python's own finite numbers"
+    return None
 
 
 def without_people(measures: Mapping[str, Measure]) -> dict[str, float | list[float]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer.api import Evaluation, Tower
 from trainer.configuration.config import Config
+from trainer.configuration.sections import ModelConfig
 from trainer.data.batches import Batch, Batches
 from trainer.data.embed_shards import known_embeddings
 from trainer.data.skips import Skips
@@ -89,6 +90,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         # Measures see other shapes: they are not worth a compilation.
         plain = accelerator.unwrap_model(student, keep_torch_compile=False)
         taught, learner = encoder(teacher), encoder(plain)
+        taught_scale = original(None, None)[2].detach().to(device)
         loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
         known = known_embeddings(config, clip, original, taught, accelerator)
         # Before anything is measured: a shard may be missing.
@@ -142,13 +144,14 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
                 with accelerator.accumulate(student):
                     with accelerator.autocast():
                         with torch.no_grad():
-                            seen = embed(teacher, to_teacher)
+                            seen = embed(teacher, to_teacher, taught_scale)
                         learnt = embed(student, to_student)
                     loss = torch.zeros((), device=device)
                     for name, loss_fn in loss_fns.items():
                         terms = loss_fn(learnt[name], seen[name])
-                        for term, value in terms.items():
-                            add(losses, f"{name}/{term}", value.detach() / num_parts)
+                        # In one order on all ranks, be a 0 in place of no rows where it may.
+                        for term, value in sorted(terms.items()):
+                            add(losses, f"{name}/{term}", value.detach().to(device) / num_parts)
                         loss = loss + objectives[name].options.weight * sum(terms.values())
                     if accelerator.sync_gradients:  # the last part: before anything is updated
                         is_asked, is_lost, is_unsaved = interruption.agree(
@@ -199,6 +202,12 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         if accelerator.is_main_process:
             export(clip, trained, run.folder / "model", getattr(torch, config.export.dtype))
     with run.timed("after"):
+        if config.export.dtype != "float32":  # of the weights that were written, for they differ
+            accelerator.wait_for_everyone()
+            written = clips.load(ModelConfig(name=f"local-dir:{run.folder / 'model'}"))
+            lean(written.model)
+            rounded = Towers(written, frozenset(Tower))
+            learner = encoder(clips.replica(rounded, device, precision, config.memory.teacher))
         after, failed = measured(config.evaluations, config.steps)
         run.log(config.steps, after, failed)
     run.finish(before, after, skips, config.steps)

@@ -62,6 +62,11 @@ def test_names_and_faces_answered_as_unknown_ones_are_not_told_by_the_model_alon
         margin = 0.05  # of nine intervals of 95 % one may miss a half by a little
         assert measures[name].low - margin < 0.5 < measures[name].high + margin, name
     assert measures["auc"] < measures["auc_by_chance"] + 0.05
+    # Of one side alone fewer scores are chosen among.
+    sides = [measures["auc_of_text"], measures["auc_of_image"]]
+    assert measures["auc"] == max(sides)
+    by_chance = [measures["auc_of_text_by_chance"], measures["auc_of_image_by_chance"]]
+    assert max(by_chance) < measures["auc_by_chance"]
     # Who holds the original too sees what moved.
     assert measures["text/change_auc"] == measures["auc_with_original"] == 1
 

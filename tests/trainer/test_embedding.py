@@ -87,8 +87,18 @@ def test_where_there_is_nothing_to_see_no_model_runs(plain, batch):
     rows = {"faces": all_columns([[0, 1, ABSENT, 0, ABSENT, ABSENT]])}
     only = Batch(batch.tokens, batch.pixels, rows, Skips(), {}, frozenset())
     shown = Showing(Towers(plain.clip, frozenset(Tower)), CPU)(only, only.pixels, TEACHER)
-    found = embed(None, shown)["faces"]
-    assert found.text is None and found.image is None and found.logit_scale == 1
+    found = embed(None, shown, torch.tensor(14.0))["faces"]
+    assert found.text is None and found.image is None and found.logit_scale == 14
+
+
+def test_losses_get_float32_whatever_a_model_computes_in(plain, batch):
+    towers = Towers(plain.clip, frozenset(Tower))
+    half = replica(towers, CPU, torch.bfloat16)
+    for model, columns in ((half, TEACHER), (half, STUDENT)):
+        found = embed(model, Showing(towers, CPU)(batch, batch.pixels, columns))
+        for own in found.values():
+            parts = (own.text, own.image, own.logit_scale)
+            assert {one.dtype for one in parts if one is not None} == {torch.float32}
 
 
 def test_what_is_known_stands_in_its_row_and_is_not_shown_to_the_teacher(plain, batch):

@@ -137,7 +137,13 @@ def test_a_measure_that_no_checkpoint_can_hold_fails_alone():
         kind = "odd"
 
         def run(self, student, teacher):
-            yield "people", Rows([{"won": np.int64(1)}])
+            yield "people", Rows([{"identity": "a1", "won": np.int64(1)}])
+
+    class Grouped(Evaluation):
+        kind = "grouped"
+
+        def run(self, student, teacher):
+            yield "accuracy", {"red": 0.5}
 
     class Counted(Evaluation):
         kind = "counted"
@@ -146,9 +152,10 @@ def test_a_measure_that_no_checkpoint_can_hold_fails_alone():
             yield "tpr", rate_by_person(np.array([1, 2]), np.array([2, 2]))
 
     model = FakeEncoder(0)
-    made = {"odd": Odd(Odd.Options(), 0), "counted": Counted(Counted.Options(), 0)}
+    made = {cls.kind: cls(cls.Options(), 0) for cls in (Odd, Grouped, Counted)}
     found, failed = measure(made, model, model)
     assert found == {"counted/tpr": 0.75} and "int64 is not JSON serializable" in failed["odd"]
+    assert "grouped gives accuracy as dict; a float" in failed["grouped"]
 
 
 def test_a_folder_of_a_run_that_trained_is_not_measured_in(small_world, monkeypatch):

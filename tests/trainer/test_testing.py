@@ -154,7 +154,28 @@ def test_pairs_must_have_the_towers_that_are_trained_and_no_others():
     assert "at turn 0 has a student_image, but its towers are text" in complaint_of_pair(
         student_text="a", student_image=image
     )
+    assert "at turn 0 has a teacher_image, but its towers are text" in complaint_of_pair(
+        student_text="a", teacher_image=image
+    )
     assert "towers has image, but no pair has a student_image" in complaint(trains=both)
+
+
+def test_who_is_counted_must_be_in_a_roster():
+    message = complaint(num_identities=3)
+    assert "num_identities is 3, but no option `roster` names their file" in message
+
+
+def test_a_loss_may_keep_what_the_teacher_makes_of_its_targets():
+    class Keeping(Good):
+        kind = "keeping"
+
+        def loss_fn(self, teacher):
+            target = teacher.encode_text(["a person"])
+            return lambda student, taught: {"text": (student.text @ target.mT).mean()}
+
+    globals()["Keeping"] = Keeping
+    Keeping.__qualname__ = "Keeping"
+    check_objective(Keeping, {"batch_size": 4})
 
 
 def test_pairs_must_be_whole():
@@ -309,7 +330,18 @@ def test_a_good_evaluation_passes():
         ([("a", [1.0, None])], "yields a as NoneType; a float"),
         ([("a", float("nan"))], "yields a as nan; leave out what is none"),
         ([("a", [float("inf")])], "yields a as inf"),
-        ([("a", Rows([{"won": np.int64(1)}]))], "yields a with what JSON cannot hold"),
+        ([("a", Rows([{"won": 1}]))], "yields a as Rows without an `identity`"),
+        ([("a", Rows([["p1", 1]]))], "yields a as Rows without an `identity`"),
+        ([("a", Rows([{"identity": "p1"}] * 2))], "yields a as Rows with one person twice"),
+        ([("a", Rows([{"identity": "p1", "group": 1}]))], "with a `group` that is no word"),
+        (
+            [("a", Rows([{"identity": "p1", "won": np.int64(1)}]))],
+            "yields a as Rows with what JSON cannot hold",
+        ),
+        (
+            [("a", Rows([{"identity": "p1", "won": float("nan")}]))],
+            "yields a as Rows with what JSON cannot hold",
+        ),
     ],
 )
 def test_measures_must_be_finite_floats_by_name(rows, message):

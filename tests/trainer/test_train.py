@@ -9,8 +9,10 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -25,6 +27,7 @@ from trainer.configuration.config import load_config
 from trainer.data import skips
 from trainer.evaluate import evaluate_checkpoint
 from trainer.models import clip as clips
+from trainer.models.preprocess import Prepare
 from trainer.reports.curves import read_curves
 from trainer.runs.saved import lay_over
 from trainer.train import train
@@ -234,6 +237,66 @@ def test_a_checkpoint_is_measured_without_training(demo_run, small_world, monkey
         assert found["after"] == expected["after"] and found["before"] == expected["before"]
         assert found["steps"] == 0 and (config.output / "report.html").is_file()
         assert not (config.output / "model").exists()
+
+
+SUMS = """
+from trainer import Evaluation, hookimpl
+
+from tests.conftest import picture
+
+class Sums(Evaluation):
+    '''To the last bit.'''
+    kind = "sums"
+
+    def run(self, student, teacher):
+        yield "text", student.encode_text(["a red hat"]).sum().item()
+        yield "image", student.encode_image([picture(1)]).sum().item()
+
+@hookimpl
+def trainer_evaluations():
+    return [Sums]
+"""
+
+
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory) -> list[str]:
+    plugin = tmp_path_factory.mktemp("plugin") / "sums.py"
+    plugin.write_text(SUMS)
+    return [f"plugins=[{plugin}]", "evaluations={sums: {kind: sums}}"]
+
+
+def test_of_rounded_weights_what_was_written_is_measured(summed):
+    """Certificates tell the digest of the file."""
+    folder = run("demo_names", *summed, "export.dtype=bfloat16")
+    trained = json.loads((folder / "results.json").read_text())["after"]
+    config = load_config(
+        config_path("demo_names"), overrides("demo_names", *summed, "output=runs/b")
+    )
+    evaluate_checkpoint(config, str(folder / "model"))
+    assert json.loads((config.output / "results.json").read_text())["after"] == trained
+
+
+def test_a_file_alone_is_shown_pictures_as_the_model_is_that_it_is_of(
+    tmp_path, monkeypatch, summed
+):
+    """A tag's weights are prepared for in its own way, which no file without its config tells."""
+    load, model = clips.load, REPOSITORY / "plugins/fictitious/clip"
+    (alone := tmp_path / "alone").mkdir()
+    weights = shutil.copy(model / "open_clip_model.safetensors", alone)
+
+    def as_of_a_tag(config):
+        clip = load(config)
+        if config.pretrained == str(weights):
+            return clip
+        own = clip.model.visual.preprocess_cfg | {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        return replace(clip, prepare=Prepare.of(own))
+
+    monkeypatch.setattr(clips, "load", as_of_a_tag)
+    options = [*summed, "output=runs/alone", "model.random_weights=false"]
+    config = load_config(config_path("demo_names"), overrides("demo_names", *options))
+    evaluate_checkpoint(config, str(weights))
+    results = json.loads((config.output / "results.json").read_text())
+    assert results["after"] == results["before"]
 
 
 def test_a_step_that_a_run_saved_is_measured_as_it_was_then(demo_run, small_world, monkeypatch):

@@ -119,6 +119,12 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
         "objectives": _made("objectives", objectives, file.seed, problems),
         "evaluations": _made("evaluations", evaluations, file.seed, problems),
     }
+    problems += [
+        f"objectives.{name}.roster: {one.kind} forgets nobody, but who is in a `roster` is "
+        "certified as asked to be forgotten; the plugin must call that option otherwise"
+        for name, one in made["objectives"].items()
+        if vars(objectives[name][1]).get("roster") and not one.num_identities
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
     rest = {field: vars(file)[field] for field in File.model_fields if field not in made}

@@ -70,6 +70,7 @@ def draw(steps: IterableDataset[T | Stopped], workers: int) -> Iterator[list[T]]
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=partial(obey_parent_alone, is_let_go),
+        generator=torch.Generator(),  # or it drew from a loss's own, at each start anew
     )
     # The loader asks its workers in turn, so the parts of one step come one after the other.
     stream = iter(loader)

@@ -25,6 +25,7 @@ from trainer.data.remote import Patience
 from trainer.data.skips import Skips
 from trainer.data.streams import Dealt, Lane
 from trainer.system.addresses import unsigned
+from trainer.system.failures import cause
 
 # Samples of a lane in a row that no objective can use: not bad luck, and more than a shard has.
 MAX_UNUSABLE = 100_000
@@ -103,6 +104,12 @@ class Rows:
         self._objectives, self._lanes, self._seed = objectives, lanes, seed
         self._rng = TurnRandom()
         self._passed = Skips()  # empty between rows, for nearly all rows
+        self._not_its = [
+            f"{model}_{tower.value}"
+            for tower in Tower
+            if tower not in self._objective.towers
+            for model in ("student", "teacher")
+        ]
 
     @property
     def positions(self) -> list[list[int]]:
@@ -148,9 +155,17 @@ class Rows:
             passed.reasons[bad.reason] += 1
             passed.bad[bad.shard or sample.shard, bad.reason] += 1
             return None
+        except ValueError as error:  # Python's own words might quote whom it is about
+            raise ValueError(f"objectives.{self._name}: {cause(error)}") from error
         if pair is None:
             passed.reasons[veto or f"of no use to {self._name}"] += 1
             return None
+        for part in self._not_its:
+            if getattr(pair, part) is not None:
+                raise ValueError(
+                    f"objectives.{self._name}: a pair of kind {self._objective.kind} has a {part}, "
+                    "but it does not train that tower; the plugin must leave it out"
+                )
         return sample, pair
 
     def _veto(self, sample: Sample) -> str | None:

@@ -153,6 +153,10 @@ def preprocessing_beside(name: str, path: Path) -> dict:
     return known[0] if known and all(one == known[0] for one in known) else {}
 
 
+def has_preprocessing_beside(path: Path) -> bool:
+    return bool(_beside(path, "preprocess_cfg"))
+
+
 def _beside(path: Path, part: str) -> dict:
     """Of the config beside a checkpoint file; empty where there is none, or it does not say."""
     try:

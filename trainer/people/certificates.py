@@ -145,7 +145,8 @@ def _groups(config: Mapping[str, Any], kinds: Collection[str]) -> Iterator[tuple
     """Whom evaluations of these kinds measure: a group's name, and its roster."""
     for options in config.get("evaluations", {}).values():
         if options["kind"] in kinds:
-            yield from (options.get("groups") or {}).items()
+            groups = options.get("groups")  # a plugin's may be anything
+            yield from groups.items() if isinstance(groups, dict) else ()
 
 
 def verify(path: Path, public_key: Path) -> dict[str, Any]:

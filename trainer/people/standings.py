@@ -109,7 +109,11 @@ def _rosters_of(objectives: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[
         named = options.get("named")
         groups = named.values() if isinstance(named, dict) else ()  # a plugin's may be anything
         # Of no pictures it is not read.
-        teach |= {one["roster"] for one in groups if one.get("pictures") != 0}
+        teach |= {
+            one["roster"]
+            for one in groups
+            if isinstance(one, dict) and "roster" in one and one.get("pictures") != 0
+        }
     return forget, teach
 
 

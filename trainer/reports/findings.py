@@ -33,7 +33,7 @@ SHARES = re.compile(
     r"(.*/)?(tpr(_\d+)?|recall_\d+|top_\d+|(\w+_)?accuracy(_\d+)?|\w+_share|closed_set|flagged"
     rf"|mean_per_class)|{WRITINGS}"
 )
-AREAS = r"leakage/.*auc(_with_original)?"  # 0.5: the score tells nothing
+AREAS = r"leakage/.*auc(_with_original|_of_text|_of_image)?"  # 0.5: the score tells nothing
 COUNTS = ("people", "samples", "pictures", "names", "captions")
 LEFT_OUT = ("dropped", "skipped")  # told where there are any
 LIMITS = (

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from trainer.api import Evaluation
-from trainer.measures import Rows, packed
+from trainer.measures import Measure, Rows, complaint, packed
 from trainer.testing.fakes import FakeEncoder
 from trainer.testing.making import global_seeds, made
 
@@ -45,10 +45,9 @@ def _measured(evaluation: Evaluation, student: FakeEncoder, teacher: FakeEncoder
             f"{cls}.run yields a measure named {name!r}; words without spaces, joined by /"
         )
         assert name not in measures, f"{cls}.run yields {name} twice; one value for each name"
+        wrong = complaint(value)
+        assert wrong is None, f"{cls}.run yields {name} as {wrong}"
         for one in _numbers(value):
-            assert isinstance(one, float), (
-                f"{cls}.run yields {name} as {type(one).__name__}; a float, or a list of floats"
-            )
             assert math.isfinite(one), f"{cls}.run yields {name} as {one}; leave out what is none"
         try:
             json.dumps(packed({name: value}))
@@ -61,8 +60,8 @@ def _measured(evaluation: Evaluation, student: FakeEncoder, teacher: FakeEncoder
     return measures
 
 
-def _numbers(value: Any) -> list:
-    """What has to be a float each; rows of people are no numbers, but must be JSON's."""
-    if isinstance(value, Rows):
-        return []
-    return value if isinstance(value, list) else [value]
+def _numbers(value: Measure) -> list[float]:
+    """Rows of people are no numbers."""
+    if isinstance(value, float):
+        return [value]
+    return [] if isinstance(value, Rows) else list(value)

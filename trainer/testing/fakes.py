@@ -35,7 +35,8 @@ def _picture(seed: int) -> bytes:
 class FakeEncoder:
     """An `Encoder` of no meaning: the same bytes always get the same random direction.
 
-    As the real one: rows without gradient, NaN for a picture that does not decode.
+    As the real one: rows without gradient that a loss may keep, NaN for a picture that does not
+    decode.
     """
 
     def __init__(self, seed: int):
@@ -44,7 +45,6 @@ class FakeEncoder:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return self._embed([b"text" + text.encode() for text in texts])
 
-    @torch.inference_mode()
     def encode_image(self, pictures: Sequence[bytes]) -> Tensor:
         pictures = [pictures[i] for i in range(len(pictures))]
         embedded = self._embed(pictures)
@@ -55,10 +55,9 @@ class FakeEncoder:
                 row.fill_(float("nan"))
         return embedded
 
-    @torch.inference_mode()
     def _embed(self, items: list[bytes]) -> Tensor:
         rows = [np.random.default_rng(self._number(item)).standard_normal(WIDTH) for item in items]
-        return torch.tensor(np.array(rows).reshape(-1, WIDTH), dtype=torch.float32).clone()
+        return torch.tensor(np.array(rows).reshape(-1, WIDTH), dtype=torch.float32)
 
     def _number(self, item: bytes) -> int:
         digest = blake2b(item, digest_size=8, salt=self._seed.to_bytes(8, "big")).digest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -59,6 +60,11 @@ def check_objective(
         assert any(part_of(pair, "student", tower) is not None for pair in pairs), (
             f"{name}.towers has {tower.value}, but no pair has a student_{tower.value}; a tower "
             "that is trained without rows stops a distributed run: give rows or fewer towers"
+        )
+    if objective.num_identities:
+        assert isinstance(vars(objective.options).get("roster"), str), (
+            f"{name}.num_identities is {objective.num_identities}, but no option `roster` names "
+            "their file; certificates are issued by it"
         )
     _check_odd_samples(objective)
     check_losses(objective, pairs, seed)
@@ -146,9 +152,9 @@ def _check_pair(name: str, pair: Pair, turn: int, towers: frozenset[Tower]) -> N
             assert image.ndim == 3 and image.shape[0] == 3 and image.numel(), (
                 f"{place} has {found} as {model}_image; uint8 (3, h, w)"
             )
-    for tower in frozenset(Tower) - towers:
-        assert part_of(pair, "student", tower) is None, (
-            f"{place} has a student_{tower.value}, but its towers are {listed(towers)}; "
+    for tower, model in product(frozenset(Tower) - towers, ("student", "teacher")):
+        assert part_of(pair, model, tower) is None, (
+            f"{place} has a {model}_{tower.value}, but its towers are {listed(towers)}; "
             "leave it out or add the tower"
         )
     assert isinstance(pair.label, int) and -LARGEST_LABEL <= pair.label <= LARGEST_LABEL, (

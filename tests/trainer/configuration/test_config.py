@@ -414,6 +414,18 @@ def test_what_an_objective_finds_wrong_when_made_is_told_with_its_path():
     assert mistakes(text) == ["objectives.keep: roster absent.csv is not there"]
 
 
+def test_who_is_kept_is_in_no_roster_of_people_to_forget(tmp_path):
+    """Who is in one is certified as asked to be forgotten."""
+    options = "class Options(Objective.Options):\n            roster: str"
+    of_kept = OBJECTIVE.replace("trains =", f"{options}\n        trains =")
+    plugin = write_plugin(tmp_path, of_kept)
+    run = RUN.replace("preserve", "mine") + f"plugins: [{plugin.name}]\n"
+    assert mistakes(run, "objectives.keep.roster=kept.csv") == [
+        "objectives.keep.roster: mine forgets nobody, but who is in a `roster` is certified as "
+        "asked to be forgotten; the plugin must call that option otherwise"
+    ]
+
+
 def test_an_evaluation_named_as_a_group_of_one_of_its_kind_is_refused():
     evaluations = """\
 evaluations:

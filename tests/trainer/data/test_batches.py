@@ -249,10 +249,52 @@ def test_a_lane_without_a_sample_stops_the_run_in_one_line(tiny_clip, tmp_path, 
 
 def test_an_error_in_a_worker_keeps_its_traceback_for_who_looks_for_it(tiny_clip, clean_shards):
     error = stopped(tiny_clip, clean_shards, 1, ValueError("a mistake of the user"))
-    assert str(error) == "a mistake of the user" and "in pair" in str(error.__cause__)
+    assert str(error).startswith("objectives.mine: ValueError: a mistake of the user (test_batches")
+    assert "in pair" in str(error.__cause__)
     bug = stopped(tiny_clip, clean_shards, 1, TypeError("a mistake of ours"))
     assert type(bug) is RuntimeError and "TypeError: a mistake of ours" in str(bug)
     assert "in pair" in str(bug)
+
+
+class Numbered(Picky):
+    kind = "numbered"
+
+    def pair(self, clean, turn, rng):
+        return int(clean.text)
+
+
+class OfAnotherTower(Picky):
+    kind = "of_another_tower"
+
+    def pair(self, clean, turn, rng):
+        picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        return Pair(student_text=clean.text, teacher_image=picture)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_python_quotes_in_a_plugins_mistake_is_not_told(tiny_clip, tmp_path, workers):
+    write_shard(tmp_path / "0.tar", {"0": {"jpg": picture(1), "txt": "Joe Doe"}})
+    numbered = Numbered(Numbered.Options(batch_size=4), seed=0)
+    error = stopped(tiny_clip, str(tmp_path / "0.tar"), workers, mine=numbered)
+    assert str(error).startswith("objectives.mine: ValueError (test_batches.py:")
+    assert "Joe" not in str(error)
+
+
+def test_a_pair_that_shows_either_model_a_tower_that_is_not_trained_is_refused(
+    tiny_clip, clean_shards
+):
+    of_another = OfAnotherTower(OfAnotherTower.Options(batch_size=4), seed=0)
+    error = stopped(tiny_clip, clean_shards, 0, mine=of_another)
+    assert "of_another_tower has a teacher_image, but it does not train that" in str(error)
+
+
+def test_what_is_drawn_takes_nothing_from_the_random_numbers_of_losses(tiny_clip, clean_shards):
+    """They go on where they were saved; a stream begins anew."""
+    keep = Preserve(Preserve.Options(batch_size=4), seed=0)
+    data = DataConfig(shards=[clean_shards], workers=0, lanes=2, shuffle=10)
+    before = torch.get_rng_state()
+    next(Batches({"keep": keep}, data, tiny_clip, 0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_missing_shard_is_told_of_before_the_first_batch(tiny_clip, tmp_path):
