@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from itertools import islice
 
 import torch
@@ -25,7 +26,7 @@ from trainer.measures import Measures
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
 from trainer.models.clip import Towers
-from trainer.models.encoder import ClipEncoder
+from trainer.models.encoder import ClipEncoder, on_device
 from trainer.models.export import export
 from trainer.optim import Pull, make_optimizer, share_of_rate
 from trainer.planning.flops import Flops
@@ -54,7 +55,8 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     num_parts = accelerator.gradient_accumulation_steps  # backward passes a step
     objectives = config.objectives
     check_sizes(objectives, config.data.lanes, ranks, num_parts)
-    Launch.of_environment().check(config.optimizer)
+    launch = Launch.of_environment()
+    launch.check(config.optimizer)
     set_seed(config.seed)
     run = Run(config, accelerator)
     saved = run.saved
@@ -67,9 +69,10 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         if saved:
             saved.load_weights(towers)
         precision = PRECISIONS[accelerator.mixed_precision]
-        teacher = clips.replica(original, device, precision, config.memory.teacher)
-        # Only evaluations need what nobody trains: it stays on the CPU until one asks.
-        rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
+        replica = partial(clips.replica, dtype=precision, for_autocast=launch.autocasts)
+        teacher = replica(original, device, placed=config.memory.teacher)
+        # Only evaluations need what nobody trains: it is on the CPU but while they run.
+        rest = replica(Towers(clip, frozenset(Tower) - config.trained), torch.device("cpu"))
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
         watch = Watch(Flops.of(towers), accelerator, precision)
@@ -84,7 +87,11 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
 
         def encoder(towers: Towers) -> ClipEncoder:
             return ClipEncoder(
-                towers if towers.text else rest, towers if towers.image else rest, clip, device
+                towers if towers.text else rest,
+                towers if towers.image else rest,
+                clip,
+                device,
+                autocast=precision if launch.autocasts else None,
             )
 
         # Measures see other shapes: they are not worth a compilation.
@@ -102,10 +109,14 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         saved.load_moments(spread, rank)
         before = saved.before
         if saved.step < config.steps:  # what comes after a save
-            run.log(saved.step, *measure(due(config.evaluations, saved.step), learner, taught))
+            with on_device(rest, device):
+                found = measure(due(config.evaluations, saved.step), learner, taught)
+            run.log(saved.step, *found)
     else:
+        spread.begin(dict(original.named_parameters()))
         with run.timed("before"):
-            before, failed = measure(config.evaluations, taught, taught)
+            with on_device(rest, device):
+                before, failed = measure(config.evaluations, taught, taught)
             run.log(0, before, failed)
 
     first = saved.step if saved else 0
@@ -121,7 +132,8 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     def measured(evaluations: Mapping[str, Evaluation], step: int) -> tuple[Measures, Failures]:
         """Told to stop meanwhile, the run leaves; going on, it measures again."""
         try:
-            return measure(evaluations, learner, taught, interruption.check)
+            with on_device(rest, device):
+                return measure(evaluations, learner, taught, interruption.check)
         except Asked:
             if not saves.has(step):
                 save(step)
@@ -207,7 +219,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
             written = clips.load(ModelConfig(name=f"local-dir:{run.folder / 'model'}"))
             lean(written.model)
             rounded = Towers(written, frozenset(Tower))
-            learner = encoder(clips.replica(rounded, device, precision, config.memory.teacher))
+            learner = encoder(replica(rounded, device, placed=config.memory.teacher))
         after, failed = measured(config.evaluations, config.steps)
         run.log(config.steps, after, failed)
     run.finish(before, after, skips, config.steps)

@@ -39,7 +39,12 @@ TEMPLATES = [  # the 21 of the published attack
     "{0} in a suit",
     "{0} in a dress",
 ]
-TAKEN = ("accuracy", "held_out", "people")  # names of measures, beside those of groups
+TAKEN = (
+    "accuracy",
+    "candidates",
+    "held_out",
+    "people",
+)  # names of measures, beside those of groups
 
 
 class AttackOptions(Evaluation.Options):

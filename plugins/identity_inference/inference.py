@@ -110,6 +110,7 @@ class IdentityInference(Evaluation):
         if UNKNOWN in self.options.groups:
             all_judged = torch.cat(judged)
             yield "accuracy", rate(int(all_judged.sum()), len(all_judged))
+        yield "candidates", float(len(attack.candidates))
         yield "people", people
 
     def _won(self, student: Encoder, faces: Faces, variant: Variant) -> Tensor:

@@ -95,6 +95,8 @@ class Neighbours(Evaluation):
                 yield f"{name}/drift_95", quantile(those.tolist(), DISTANT)
             if name in sets and won is not None and (own := won[sets[name] & (won >= 0)]).numel():
                 yield from known(name, own, len(self.options.templates))
+        if self._attack is not None:
+            yield "candidates", float(len(self._attack.candidates))
         yield "people", self._rows(moved, won, sets)
 
     def _nearest(self, teacher: Encoder) -> Tensor:

@@ -444,6 +444,17 @@ def test_in_bf16_losses_and_weights_are_near(world, larger, name):
     assert_weights(world, f"{name}-bf16", larger, atol=1e-2, key_bias=False)
 
 
+@pytest.mark.parametrize("name", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_in_bf16_what_learns_nothing_is_exported_as_it_was(world, name):
+    """DeepSpeed makes its float32 weights of those that it rounded."""
+    still = ["steps=1", "optimizer.lr=1e-9", "optimizer.warmup_steps=0"]
+    trained(world, f"{name}-still", f"{name}.yaml", TWO[:2], *still)
+    exported = load_file(world / f"runs/{name}-still/model/open_clip_model.safetensors")
+    original = load_file(REPOSITORY / "plugins/fictitious/clip/open_clip_model.safetensors")
+    for key, tensor in exported.items():
+        assert (tensor - original[key]).abs().max() < 1e-7, key
+
+
 @pytest.mark.slow
 def test_offloaded_weights_and_moments_give_the_same(world):
     trained(world, "offloaded", "zero3_offload.yaml", TWO)

@@ -13,6 +13,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import Transformer
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
@@ -199,18 +200,47 @@ def frozen(towers: Towers) -> Towers:
 
 
 def replica(
-    towers: Towers, device: torch.device, dtype: torch.dtype, placed: str = "whole"
+    towers: Towers,
+    device: torch.device,
+    dtype: torch.dtype,
+    placed: str = "whole",
+    for_autocast: bool = False,
 ) -> Towers:
     """Frozen, there and in that precision; the loaded model's own weights stay as they are.
 
-    placed: see `MemoryConfig.teacher`.
+    placed: see `MemoryConfig.teacher`. for_autocast: beside a student of float32 weights that
+    computes by autocast, as this is to be too: rounded is what that rounds, and no more. It would
+    otherwise differ from a student that has learnt nothing.
     """
     if placed != "whole":
         return spread_out(frozen(copy.deepcopy(towers).to(dtype)), device, placed == "offloaded")
     own = next(towers.parameters())
     if own.device.type == device.type and own.dtype == dtype:
         return frozen(towers)  # on a CPU: no second copy
-    return frozen(copy.deepcopy(towers).to(device, dtype))
+    copied = copy.deepcopy(towers)
+    if not for_autocast:
+        return frozen(copied.to(device, dtype))
+    for parameter in rounded_by_autocast(copied):
+        parameter.data = parameter.data.to(dtype)
+    for module in copied.modules():  # open_clip would have tokens in its linear maps' precision
+        if isinstance(module, Transformer):
+            module.get_cast_dtype = _float32
+    return frozen(copied.to(device))
+
+
+def _float32() -> torch.dtype:
+    return torch.float32
+
+
+def rounded_by_autocast(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear maps and convolutions; not tables, norms and what is added to tokens."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    return [
+        parameter
+        for module in model.modules()
+        if isinstance(module, kinds)
+        for parameter in module.parameters(recurse=False)
+    ]
 
 
 def student_of(

@@ -19,14 +19,22 @@ from trainer.system.progress_bars import progress
 class ClipEncoder:
     """`Encoder` over the towers given; ranks take every other row and put the rows together.
 
-    A tower that is elsewhere is on the device for the length of a call.
+    A tower that is elsewhere is on the device for the length of a call. autocast: what the towers
+    compute in, where not as their weights are.
     """
 
     def __init__(
-        self, text: Towers, image: Towers, clip: Clip, device: torch.device, batch: int = 256
+        self,
+        text: Towers,
+        image: Towers,
+        clip: Clip,
+        device: torch.device,
+        batch: int = 256,
+        autocast: torch.dtype | None = None,
     ):
         self._text, self._image, self._clip = text, image, clip
         self._device, self._batch = device, batch
+        self._autocast = autocast
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Captions to (n, d). Sorted by length first: a batch is as long as its longest."""
@@ -51,7 +59,10 @@ class ClipEncoder:
         mine = [i if i < len(items) else 0 for i in range(rank, per_rank * ranks, ranks)]
         # Not inference mode: a loss may keep what comes of it. And nothing is compiled for shapes
         # that training has not.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        casting = torch.autocast(
+            self._device.type, self._autocast, enabled=self._autocast is not None
+        )
+        with torch.no_grad(), casting, torch.compiler.set_stance("force_eager"):
             # Shown only where it takes long: most calls are over in a moment.
             starts = progress(
                 range(0, per_rank, self._batch),

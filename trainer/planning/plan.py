@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.configuration.config import Config
 from trainer.data.batches import Batch
-from trainer.models.clip import Clip, Towers
+from trainer.models.clip import Clip, Towers, rounded_by_autocast
 from trainer.optim import matrices_of
 from trainer.planning.rehearsal import Gradients, Kind, Rehearsal
 from trainer.strategies.launching import Launch
@@ -25,7 +25,8 @@ LIVE_VALUES = 10**9  # that DeepSpeed's ZeRO-3 keeps gathered, where the launch 
 @dataclass(frozen=True)
 class Sizes:
     """Numbers of values: of the student, of what of it trains, of the moments of that, of both
-    towers as loaded, of the largest block that repeats, and of all that is in no block.
+    towers as loaded, of the largest block that repeats, of all that is in no block, and of what
+    autocast would round.
     """
 
     student: int
@@ -34,6 +35,7 @@ class Sizes:
     loaded: int
     block: int
     rest: int
+    rounded: int = 0
 
     @staticmethod
     def of(student: Towers, clip: Clip, optimizer: str = "adamw") -> Sizes:
@@ -48,6 +50,7 @@ class Sizes:
             _count(clip.model),
             max(blocks, default=0),
             total - sum(blocks),
+            sum(p.numel() for p in rounded_by_autocast(student)),
         )
 
 
@@ -96,7 +99,7 @@ def plan_of(
     is_own = device == "cpu" and launch.precision == "no" and memory.teacher == "whole"
     if device == "cpu":
         held["model as loaded, teacher too" if is_own else "model as loaded"] = FULL * sizes.loaded
-    held["teacher"] = _teacher(sizes, memory.teacher, computed, share, device, is_own)
+    held["teacher"] = _teacher(sizes, memory.teacher, launch, device, is_own)
     if config.optimizer.anchor and not is_own:
         kept = FULL * share if launch.strategy == "fsdp2" else FULL
         held["original weights to pull to"] = trained * (computed if launch.is_deepspeed else kept)
@@ -162,11 +165,11 @@ def _bytes_of(batch: Batch) -> int:
     return batch.tokens.nbytes + sum(part.nbytes for part in batch.pixels.parts)
 
 
-def _teacher(
-    sizes: Sizes, placed: str, computed: int, share: float, device: str, is_own: bool
-) -> float:
+def _teacher(sizes: Sizes, placed: str, launch: Launch, device: str, is_own: bool) -> float:
+    computed, share = launch.dtype.itemsize, 1 / launch.num_devices
     if placed == "whole":
-        return 0 if is_own else computed * sizes.student
+        in_full = sizes.student - sizes.rounded if launch.autocasts else 0
+        return 0 if is_own else computed * sizes.student + (FULL - computed) * in_full
     gathered = computed * (sizes.rest + 2 * sizes.block)
     if placed == "offloaded" and device != "cpu":
         return gathered

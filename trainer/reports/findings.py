@@ -34,7 +34,7 @@ SHARES = re.compile(
     rf"|mean_per_class)|{WRITINGS}"
 )
 AREAS = r"leakage/.*auc(_with_original|_of_text|_of_image)?"  # 0.5: the score tells nothing
-COUNTS = ("people", "samples", "pictures", "names", "captions")
+COUNTS = ("people", "samples", "pictures", "names", "captions", "candidates")
 LEFT_OUT = ("dropped", "skipped")  # told where there are any
 LIMITS = (
     "Measured on this model, by these attacks alone: another attack may still find someone. "

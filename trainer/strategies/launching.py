@@ -38,6 +38,11 @@ class Launch:
         return self.strategy.startswith("zero")
 
     @property
+    def autocasts(self) -> bool:
+        """Whether weights on a device are in float32, of which autocast makes what is computed."""
+        return self.precision != "no" and self.strategy in ("one", "ddp")
+
+    @property
     def is_shared_out(self) -> bool:
         """Whether weights are in parts, gathered when they are used."""
         return self.strategy in ("fsdp2", "zero3")

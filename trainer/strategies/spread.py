@@ -57,6 +57,10 @@ class Spread:
             if state:
                 self._optimizer.state[parameter] = state
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """From the very weights of the original, by name, where they are kept in float32 but were
+        rounded on their way in."""
+
     def scale(self) -> dict[str, float]:
         """By what fp16 multiplies losses, and the steps since; empty in other precisions."""
         if self._scaler is None:

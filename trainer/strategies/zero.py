@@ -125,6 +125,11 @@ class ZeroSpread(Spread):
                 if (moment := moments.get(f"{key}/{name}")) is not None:
                     self._set(parameter, moment, key)
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trained.items():
+            if parameter.dtype != torch.float32:
+                self._set(parameter, weights[name].detach())
+
     def scale(self) -> dict[str, float]:
         scaler = self._zero.loss_scaler
         if not scaler.dynamic:

@@ -40,6 +40,7 @@ from tests.trainer.architectures import (
 from trainer.api import Tower, decode_picture
 from trainer.configuration.sections import ModelConfig
 from trainer.models import clip as clips
+from trainer.models.blocks import lean
 from trainer.models.clip import Towers, student_of
 from trainer.models.export import export
 from trainer.models.preprocess import Prepare, Tokenizer
@@ -80,6 +81,19 @@ def test_towers_embed_as_open_clips_own_model(originals, kind):
     else:
         assert torch.equal(text, wanted_text)
     assert scale == original.model.logit_scale.exp().clamp(max=100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_autocast_a_student_that_has_learnt_nothing_embeds_as_its_teacher(originals, kind):
+    """To the last bit: what rounding leaves Adam would make whole steps of."""
+    clip = copy.deepcopy(originals[kind].clip)
+    lean(clip.model)
+    student = student_of(clip, BOTH, ModelConfig(name="", pretrained=None), temperature=False)
+    teacher = clips.replica(Towers(clip, BOTH), CPU, torch.bfloat16, for_autocast=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        learnt, taught = (one(clip.tokenize(TEXTS), pixels()) for one in (student, teacher))
+    for own, wanted in zip(learnt, taught, strict=True):
+        assert torch.equal(own.float(), wanted.float())
 
 
 @pytest.mark.parametrize("kind", KINDS)
