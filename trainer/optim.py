@@ -26,7 +26,7 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.O
     """AdamW over what trains, or Muon over the matrices of blocks and AdamW over all else.
 
     No weight decay on vectors (norms, biases, the temperature). Each group has its highest rate as
-    `initial_lr`, as torch's own schedules name it.
+    `initial_lr`, as torch's own schedules name it. Raises ValueError where Muon has nothing to move.
     """
     matrices = matrices_of(student) if config.kind == "muon" else frozenset()
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -41,8 +41,15 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.O
         for (is_matrix, lr, decay), params in groups.items()
     ]
     by_muon, by_adamw = ([one for one in made if one["is_muon"] is on] for on in (True, False))
-    adamw = torch.optim.AdamW(by_adamw, betas=config.betas, eps=config.eps, fused=True)
-    return Muon(by_muon, adamw) if by_muon else adamw
+    if config.kind == "muon" and not by_muon:
+        raise ValueError(
+            "optimizer.kind=muon moves the matrices of a tower's blocks, and none of those train "
+            "here; set optimizer.kind=adamw"
+        )
+    adamw = None
+    if by_adamw:
+        adamw = torch.optim.AdamW(by_adamw, betas=config.betas, eps=config.eps, fused=True)
+    return adamw if adamw and not by_muon else Muon(by_muon, adamw)
 
 
 def matrices_of(student: nn.Module) -> frozenset[nn.Parameter]:
@@ -59,9 +66,10 @@ class Muon(torch.optim.Optimizer):
     rate serves both. Of FSDP2's matrices each rank computes the whole, and moves its part.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], adamw: torch.optim.AdamW):
+    def __init__(self, groups: list[dict[str, Any]], adamw: torch.optim.AdamW | None):
+        """adamw: None where it moves all."""
         self._adamw = adamw
-        super().__init__([*groups, *adamw.param_groups], {})
+        super().__init__([*groups, *(adamw.param_groups if adamw else ())], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -69,6 +77,8 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"] if group["is_muon"] else ():
                 if (gradient := parameter.grad) is not None:
                     self._move(parameter, gradient, group["lr"], group["weight_decay"])
+        if self._adamw is None:
+            return
         # Groups and states are others than they were, when they were loaded.
         self._adamw.param_groups = [group for group in self.param_groups if not group["is_muon"]]
         self._adamw.state = self.state

@@ -150,13 +150,28 @@ def test_muon_moves_matrices_of_blocks_as_torchs_does_and_all_else_as_adamw():
         torch.testing.assert_close(mine, wanted, rtol=0, atol=3e-4 if rounded else 1e-6)
 
 
+def test_muon_may_move_all_that_trains_but_not_nothing():
+    model = tower()
+    for one in model.parameters():
+        one.requires_grad_(one.dim() == 2 and any(one is p for p in model["blocks"].parameters()))
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    make_optimizer(with_gradients(model, 0), OptimizerConfig(kind="muon", lr=0.01)).step()
+    for name, one in model.named_parameters():
+        assert torch.equal(one, before[name]) != one.requires_grad, name
+    model["blocks"].requires_grad_(False)
+    model["out"].requires_grad_(True)
+    with pytest.raises(ValueError, match="none of those train here; set optimizer.kind=adamw"):
+        make_optimizer(model, OptimizerConfig(kind="muon", lr=0.01))
+
+
 def test_what_is_frozen_muon_does_not_move():
     model = tower()
-    for parameter in model["blocks"].parameters():
-        parameter.requires_grad_(False)
-    assert isinstance(
-        make_optimizer(model, OptimizerConfig(kind="muon", lr=0.1)), torch.optim.AdamW
-    )
+    model["blocks"][0].requires_grad_(False)
+    groups = make_optimizer(model, OptimizerConfig(kind="muon", lr=0.1)).param_groups
+    (by_muon,) = [group["params"] for group in groups if group["is_muon"]]
+    assert {id(p) for p in by_muon} == {
+        id(p) for p in model["blocks"][1].parameters() if p.dim() == 2
+    }
 
 
 @pytest.mark.parametrize("shape", [(64, 16), (16, 64), (32, 32)])

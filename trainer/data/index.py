@@ -48,8 +48,12 @@ def path_beside(url: str, folder: str | None, ending: str) -> str | None:
         return None if is_remote(url) else f"{url}.{ending}"
     address = url if is_remote(url) else os.path.abspath(url)
     name = PurePosixPath(urlsplit(url).path).name if is_remote(url) else os.path.basename(url)
-    digest = sha256(address.encode()).hexdigest()[:16]
-    return os.path.join(folder, f"{name[-80:]}-{digest}.{ending}")
+    return os.path.join(folder, f"{name[-80:]}-{_digest_of(address)}.{ending}")
+
+
+@lru_cache(maxsize=4096)  # of every row's shard it is asked
+def _digest_of(address: str) -> str:
+    return sha256(address.encode()).hexdigest()[:16]
 
 
 def kept_of(url: str, folder: str | None) -> list[str]:

@@ -109,8 +109,10 @@ def plan_of(
     match launch.strategy:
         case "one" | "ddp":
             held |= {"weights": FULL * student, "moments": FULL * sizes.moments}
-            held["buckets"] = FULL * trained if launch.strategy == "ddp" else 0
             gradients = Gradients(FULL, FULL)
+            if launch.strategy == "ddp":  # what is sent is their memory, from the start
+                held["buckets"] = FULL * trained
+                gradients = Gradients(FULL, 0)
         case "fsdp2":
             held |= {
                 "weights": FULL * student * share,
@@ -190,4 +192,6 @@ def _in_update(launch: Launch, trained: int) -> float:
     if launch.is_deepspeed:
         share = trained / launch.num_devices
         return (0 if launch.strategy == "zero3" else launch.dtype.itemsize * share) + FULL * share
+    if launch.strategy == "ddp":
+        return 0
     return FULL * trained / (launch.num_devices if launch.strategy == "fsdp2" else 1)

@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import distributed_c10d, init_device_mesh
@@ -70,7 +75,11 @@ def start(config: Config) -> Accelerator:
         # It must be told, or each rank believes that it is alone.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     trackers: Any = list(config.trackers) or None
-    accelerator = Accelerator(log_with=trackers, project_dir=config.output, kwargs_handlers=[group])
+    # Gradients in the very memory that is sent: no copy of all of them.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        log_with=trackers, project_dir=config.output, kwargs_handlers=[group, ddp]
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
