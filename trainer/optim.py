@@ -26,7 +26,7 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.O
     """AdamW over what trains, or Muon over the matrices of blocks and AdamW over all else.
 
     No weight decay on vectors (norms, biases, the temperature). Each group has its highest rate as
-    `initial_lr`, as torch's own schedules name it. Raises ValueError where Muon has nothing to move.
+    `initial_lr`, as torch's own schedules name it. Raises ValueError where Muon moves nothing.
     """
     matrices = matrices_of(student) if config.kind == "muon" else frozenset()
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
