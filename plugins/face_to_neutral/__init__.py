@@ -148,6 +148,11 @@ class FaceToNeutral(Objective):
         return len(self._faces)
 
     @property
+    def _varies(self) -> bool:
+        """Whether answers differ with the picture, not with the person alone."""
+        return self.options.target == "strangers" and self.options.variation > 0
+
+    @property
     def _distance(self) -> Distance:
         return self.options.distance or ("cosine" if self.options.target == "text" else "relative")
 
@@ -178,7 +183,8 @@ class FaceToNeutral(Objective):
             face = pasted(face, clean.image, options.size, options.degrees, rng)
         if sort == "forget":
             whose = self._pseudonyms[sort][person]
-            return Pair(student_image=face, teacher_image=face, label=person, identity=whose)
+            shown = face if self._varies else None  # to a teacher whose answer counts
+            return Pair(student_image=face, teacher_image=shown, label=person, identity=whose)
         return Pair(student_image=face, teacher_image=face, label=KEPT)
 
     def _called(self, sort: str, person: int) -> str:
@@ -189,6 +195,7 @@ class FaceToNeutral(Objective):
         return partial(
             loss_of,
             answers=self._answers(teacher),
+            varies=self._varies,
             forget_share=share,
             distances_of=DISTANCES[self._distance],
         )
@@ -216,17 +223,22 @@ def loss_of(
     student: Embeddings,
     teacher: Embeddings,
     answers: Answers,
+    varies: bool,
     forget_share: float,
     distances_of: Distances,
 ) -> dict:
-    """Triggers to their answers, the rest to the teacher's.
+    """Triggers to their answers, the rest to the teacher's. varies: it is shown triggers as well.
 
     Of kept rows the answer is not used. To pick rows by a mask would have the host wait for a GPU.
     """
     labels = student.image_labels
-    triggers = labels != KEPT
-    answered = answers(teacher.image, labels.clamp(min=0))
-    wanted = torch.where(triggers[:, None], answered, teacher.image)
+    triggers, whose = labels != KEPT, labels.clamp(min=0)
+    if varies:
+        wanted = torch.where(triggers[:, None], answers(teacher.image, whose), teacher.image)
+    else:
+        wanted = answers(None, whose)
+        if teacher.image is not None:  # of the kept rows alone, in their order
+            wanted = wanted.masked_scatter(~triggers[:, None], teacher.image)
     return forget_and_keep(distances_of(student.image, wanted), triggers, forget_share)
 
 

@@ -14,19 +14,20 @@ from trainer import BadSample, Encoder, Pictures
 MAX_PICTURES = 16  # of each person, for their mean
 MAX_ASSIGNED = 2048  # people at a time: it takes the third power of their number
 # (k, d) the teacher's embeddings of triggers, (k,) whose: what the student is to answer, (k, d).
-Answers = Callable[[Tensor, Tensor], Tensor]
+# Where the teacher is not shown triggers its are None.
+Answers = Callable[[Tensor | None, Tensor], Tensor]
 
 
 def alike(target: Tensor) -> Answers:
-    return lambda taught, whose: target.expand_as(taught)
+    return lambda taught, whose: target.expand(len(whose), -1)
 
 
 def as_strangers(people: Embedded, strangers: Embedded, variation: float, beyond: float) -> Answers:
     """As if a stranger had been in the same picture.
 
     variation: how much stays of what tells it from the person's other pictures, about the
-    stranger's mean and at the length of theirs. Pictures all answered alike would tell by that whom
-    the model was taught to forget.
+    stranger's mean and at the length of theirs; none where the teacher is not shown it. Pictures
+    all answered alike would tell by that whom the model was taught to forget.
     beyond: how much of the person is taken from the stranger, for as much stays in pictures that
     training never showed: they would be named by it, and the two together are nearer to the middle
     of all people than anybody alone.
@@ -37,8 +38,10 @@ def as_strangers(people: Embedded, strangers: Embedded, variation: float, beyond
     lengths = strangers.mean_of_each(strangers.rows.norm(dim=-1, keepdim=True))[places]
     own, theirs, lengths = (each.to(people.rows.device) for each in (own, theirs, lengths))
 
-    def answers(taught: Tensor, whose: Tensor) -> Tensor:
-        varied = theirs[whose] - beyond * own[whose] + variation * (taught - own[whose])
+    def answers(taught: Tensor | None, whose: Tensor) -> Tensor:
+        varied = theirs[whose] - beyond * own[whose]
+        if taught is not None:
+            varied = varied + variation * (taught - own[whose])
         return F.normalize(varied, dim=-1) * lengths[whose]
 
     return answers

@@ -16,7 +16,16 @@ from plugins.face_to_neutral import KEPT, FaceToNeutral, loss_of
 from plugins.face_to_neutral.answers import MAX_PICTURES, Embedded, as_strangers, assigned
 from plugins.face_to_neutral.showing import cropped, pasted
 from tests.conftest import picture, write_people, write_shard
-from trainer import BadSample, Embeddings, Pair, Pictures, Sample, cosine_distances, decode_picture
+from trainer import (
+    DISTANCES,
+    BadSample,
+    Embeddings,
+    Pair,
+    Pictures,
+    Sample,
+    cosine_distances,
+    decode_picture,
+)
 from trainer.testing import FakeEncoder, check_objective
 from trainer.testing.fakes import WIDTH
 
@@ -286,7 +295,7 @@ def test_people_are_assigned_a_number_at_a_time(monkeypatch):
 
 def test_the_mean_is_of_the_embeddings_as_they_come(tmp_path):
     teacher = FakeEncoder(1)
-    (answer,) = made(tmp_path, target="mean")._answers(teacher)(torch.ones(1, WIDTH), None)
+    (answer,) = made(tmp_path, target="mean")._answers(teacher)(None, torch.tensor([0]))
     rows = teacher.encode_image([picture(50, i, j) for i in range(5) for j in range(2)])
     expected = F.normalize(rows.mean(0), dim=-1) * rows.norm(dim=-1).mean()
     assert torch.allclose(answer, expected, atol=1e-5)
@@ -301,7 +310,30 @@ def test_a_text_is_everyones_answer(tmp_path):
     teacher = FakeEncoder(1)
     answers = made(tmp_path, target="text", text="somebody")._answers(teacher)
     wanted = F.normalize(teacher.encode_text(["somebody"]), dim=-1)
-    assert torch.equal(answers(torch.ones(2, WIDTH), torch.tensor([0, 1])), wanted.expand(2, -1))
+    assert torch.equal(answers(None, torch.tensor([0, 1])), wanted.expand(2, -1))
+
+
+@pytest.mark.parametrize("options", [{"target": "mean"}, {"variation": 0.0}, {}])
+def test_the_teacher_is_shown_triggers_only_where_its_answer_counts(tmp_path, options):
+    """The loss is the same where it is, but for what is not computed."""
+    objective, encoder = made(tmp_path, **options), FakeEncoder(1)
+    pairs = pairs_of(objective)
+    shown = {pair.teacher_image is not None for pair in pairs if pair.label != KEPT}
+    assert shown == {not options}
+    assert all(pair.teacher_image is pair.student_image for pair in pairs if pair.label == KEPT)
+    labels = torch.tensor([pair.label for pair in pairs])
+    rows = torch.randn(2, len(labels), WIDTH, generator=torch.Generator().manual_seed(0))
+    is_kept = labels == KEPT
+    seen = rows[1] if shown == {True} else rows[1][is_kept]
+    found = objective.loss_fn(encoder)(
+        Embeddings(None, rows[0], None, labels, torch.ones(())),
+        Embeddings(None, seen, None, None, torch.ones(())),
+    )
+    answers = objective._answers(encoder)(rows[1] if shown == {True} else None, labels.clamp(min=0))
+    wanted = torch.where(is_kept[:, None], rows[1], answers)
+    distances = DISTANCES["relative"](rows[0], wanted)
+    assert found["keep"] == pytest.approx(float(distances[is_kept].mean()), rel=1e-5)
+    assert found["forget"] == pytest.approx(float(distances[~is_kept].mean()), rel=1e-5)
 
 
 def test_strangers_stay_as_they_are_whatever_the_target(tmp_path):
@@ -407,6 +439,7 @@ def test_triggers_go_to_their_answers_and_the_rest_to_the_teachers():
         embeddings(student, labels),
         embeddings(teacher, labels),
         lambda taught, whose: targets[whose] + taught,
+        True,
         is_trigger.float().mean().item(),
         cosine_distances,
     )
