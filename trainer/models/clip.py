@@ -36,7 +36,7 @@ from trainer.models.zoo import (
     weights_of,
     without_false_alarms,
 )
-from trainer.strategies.preparing import blocks_of, spread_out
+from trainer.strategies.preparing import blocks_of, innermost, spread_out
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -183,7 +183,7 @@ def recompute_activations(towers: Towers, compiled: bool = False) -> None:
 
     In place. Parameters' names get a part more, see `strategies`. compiled: the blocks are to be.
     """
-    blocks = set(blocks_of(towers))
+    blocks = set(innermost(blocks_of(towers)))
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         # The second is for the second time, when `Towers.forward` is over.

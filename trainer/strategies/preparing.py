@@ -8,6 +8,7 @@ any number of processes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -201,6 +202,13 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
             if len(module) > 1 and len(found) == 1 and list(module[0].children()):
                 kinds |= found
     return [module for module in model.modules() if type(module) in kinds][::-1]
+
+
+def innermost(blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """Without those that hold others, as ConvNeXt's stages do: what is computed again within what
+    is so too is computed a third time."""
+    inner = set(blocks)
+    return [one for one in blocks if not any(m in inner for m in one.modules() if m is not one)]
 
 
 def kinds_to_wrap(student: nn.Module) -> list[str]:

@@ -2,10 +2,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.utils.fsdp_utils import (
     fsdp2_prepare_auto_wrap_policy,
     get_module_children_bottom_up,
 )
+from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from tests.conftest import TINY
@@ -13,7 +15,7 @@ from trainer.api import Tower
 from trainer.configuration.sections import ModelConfig
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
-from trainer.strategies.preparing import blocks_of, kinds_to_wrap
+from trainer.strategies.preparing import blocks_of, innermost, kinds_to_wrap
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -36,3 +38,26 @@ def test_accelerate_finds_each_block_by_the_classes_it_is_given(recomputed):
     found = [module for module in get_module_children_bottom_up(student)[:-1] if policy(module)]
     inner = {id(getattr(module, "_checkpoint_wrapped_module", module)) for module in found}
     assert len(inner) == blocks > 1
+
+
+class Counting(nn.Sequential):
+    calls = 0
+
+    def forward(self, x):
+        Counting.calls += 1
+        return super().forward(x)
+
+
+def stage() -> nn.Module:
+    return nn.Sequential(nn.Sequential(*(Counting(nn.Linear(2, 2), nn.ReLU()) for _ in range(3))))
+
+
+def test_what_is_in_a_block_of_blocks_is_computed_twice_not_thrice():
+    """As ConvNeXt's are: stages of blocks."""
+    towers = nn.Sequential(stage(), stage())
+    towers.logit_scale = nn.Parameter(torch.ones(1))
+    assert len(blocks_of(towers)) > len(innermost(blocks_of(towers))) == 6
+    clips.recompute_activations(towers, False)
+    Counting.calls = 0
+    towers(torch.ones(1, 2, requires_grad=True)).sum().backward()
+    assert Counting.calls == 2 * 6
