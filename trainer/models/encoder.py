@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 
 import torch
 import torch.distributed as dist
@@ -40,7 +41,8 @@ class ClipEncoder:
         """Captions to (n, d). Sorted by length first: a batch is as long as its longest."""
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         with on_device(self._text.text, self._device):
-            rows = self._embed([texts[row] for row in order], self._embed_texts)
+            ordered = [texts[row] for row in order]
+            rows = self._embed(ordered, self._embed_texts, wanted=ordered)
         return rows[torch.tensor(order, dtype=torch.int64, device=rows.device).argsort()]
 
     def encode_image(self, pictures: Sequence[bytes]) -> Tensor:
@@ -48,11 +50,16 @@ class ClipEncoder:
         with on_device(self._image.image, self._device):
             return self._embed(pictures, self._embed_pictures)
 
-    def _embed(self, items: Sequence, embed: Callable[[list], Tensor]) -> Tensor:
+    def _embed(
+        self, items: Sequence, embed: Callable[[list], Tensor], wanted: Sequence[str] = ()
+    ) -> Tensor:
+        """wanted: what every rank has to ask for, beside as many rows."""
         if not len(items):
             return torch.zeros(0, 0, device=self._device)
         hear()  # where weights are sharded, their forward would wait for a rank that failed
         rank, ranks = _rank()
+        if ranks > 1:
+            self._refuse_others(len(items), wanted)
         # All ranks run the towers equally often, be it on a first row once more: where weights
         # are sharded, every forward is a collective.
         per_rank = -(-len(items) // ranks)
@@ -77,6 +84,20 @@ class ClipEncoder:
             ]
         rows = torch.cat(parts)
         return rows if ranks == 1 else _interleave(rows, ranks)[: len(items)]
+
+    def _refuse_others(self, count: int, wanted: Sequence[str]) -> None:
+        """Where ranks want other rows, or another order, each would get those of the others."""
+        told = blake2b(str(count).encode(), digest_size=7)
+        for text in wanted:
+            told.update(b"\0" + text.encode())
+        number = int.from_bytes(told.digest(), "big")
+        largest = torch.tensor([number, -number], device=self._device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        if largest.sum():  # the largest is not the least
+            raise RuntimeError(
+                "the processes want other rows embedded, or in another order; what a plugin asks "
+                "for may not go by the order of a set"
+            )
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
         tokens = self._clip.tokenize(texts).to(self._device)

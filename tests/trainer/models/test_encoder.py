@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.conftest import picture
+from tests.conftest import TINY, picture
+from tests.ranks import on_ranks
 from tests.trainer.architectures import TEXTS, Original
 from trainer.api import Tower
+from trainer.configuration.sections import ModelConfig
 from trainer.models import clip as clips
 from trainer.models import encoder as encoders
 from trainer.models.clip import Towers
@@ -104,6 +106,24 @@ def test_two_ranks_share_the_rows_and_both_get_all_in_order(plain, tmp_path):
     )
     for rank in range(2):
         torch.testing.assert_close(torch.load(f"{file}-{rank}.pt"), wanted)
+
+
+def _by_a_set(rank: int) -> str:
+    """What a rank is told that asks for as many names, in its own order."""
+    clip = clips.load(ModelConfig(name=TINY, random_weights=True))
+    towers = clips.frozen(Towers(clip, BOTH))
+    names = ["Joe Doe", "Jan Roe"]
+    try:
+        ClipEncoder(towers, towers, clip, CPU).encode_text(names[::-1] if rank else names)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_ask_in_another_order_are_told():
+    """A set of names has another order in each process; rows would go to others' names."""
+    for told in on_ranks(2, _by_a_set):
+        assert "may not go by the order of a set" in told and "Joe" not in told
 
 
 def test_what_an_encoder_gives_may_be_the_target_of_a_loss(plain):
