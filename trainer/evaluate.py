@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -33,11 +34,12 @@ def measure(
     student: Encoder,
     teacher: Encoder,
     check: Callable[[], object] = lambda: None,
+    at_hand: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[Measures, Failures]:
     """Every measure by its full name: `zero_shot/colour/accuracy` for a zero_shot named colour.
 
     And why, for each evaluation that gave none: one that raises, on whatever rank, ends alone.
-    check: called before each; what it raises ends all.
+    check: called before each; what it raises ends all. at_hand: each is run within.
     """
     found: Measures = {}
     failed: Failures = {}
@@ -45,7 +47,7 @@ def measure(
         check()
         path = path_of(name, evaluation.kind)
         try:
-            own = on_all_ranks(partial(_all_of, evaluation, student, teacher))
+            own = on_all_ranks(partial(_all_of, evaluation, student, teacher, at_hand))
         except Failed as error:
             failed[path] = str(error)
         else:
@@ -53,8 +55,14 @@ def measure(
     return found, failed
 
 
-def _all_of(evaluation: Evaluation, student: Encoder, teacher: Encoder) -> Measures:
-    found = dict(evaluation.run(student, teacher))
+def _all_of(
+    evaluation: Evaluation,
+    student: Encoder,
+    teacher: Encoder,
+    at_hand: Callable[[], AbstractContextManager[object]],
+) -> Measures:
+    with at_hand():
+        found = dict(evaluation.run(student, teacher))
     for name, value in found.items():  # what no checkpoint could hold fails here, and alone
         if wrong := complaint(value):
             raise TypeError(f"{evaluation.kind} gives {name} as {wrong}")
@@ -97,7 +105,8 @@ def evaluate_checkpoint(config: Config, checkpoint: str | None) -> None:
             found = encoder(replace(clip, model=deepcopy(clip.model)), Path(checkpoint))
         elif checkpoint:
             loaded = clips.load(_model_of(config.model, checkpoint))
-            if not Path(checkpoint).is_dir() and not has_preprocessing_beside(Path(checkpoint)):
+            is_bare = Path(checkpoint).is_file() and not has_preprocessing_beside(Path(checkpoint))
+            if is_bare and not config.model.random_weights:
                 # It does not say how its pictures are prepared: as the model's that it is of.
                 loaded = replace(loaded, prepare=clip.prepare)
             found = encoder(loaded)

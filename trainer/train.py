@@ -37,6 +37,7 @@ from trainer.runs.watch import Watch, traced
 from trainer.strategies.launching import PRECISIONS, Launch
 from trainer.strategies.pieces import put_together
 from trainer.strategies.preparing import compile_blocks, is_compiled, prepare, start
+from trainer.system.failures import Failed, on_all_ranks
 from trainer.system.interruption import Asked, Interruption
 
 SHARDS = 8  # that a message names
@@ -69,10 +70,12 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         if saved:
             saved.load_weights(towers)
         precision = PRECISIONS[accelerator.mixed_precision]
-        replica = partial(clips.replica, dtype=precision, for_autocast=launch.autocasts)
+        autocasts = launch.autocasts and accelerator.native_amp  # which knows no fp16 on a CPU
+        replica = partial(clips.replica, dtype=precision, for_autocast=autocasts)
         teacher = replica(original, device, placed=config.memory.teacher)
         # Only evaluations need what nobody trains: it is on the CPU but while they run.
         rest = replica(Towers(clip, frozenset(Tower) - config.trained), torch.device("cpu"))
+        rest_at_hand = partial(on_device, rest, device)
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
         watch = Watch(Flops.of(towers), accelerator, precision)
@@ -91,7 +94,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
                 towers if towers.image else rest,
                 clip,
                 device,
-                autocast=precision if launch.autocasts else None,
+                autocast=precision if autocasts else None,
             )
 
         # Measures see other shapes: they are not worth a compilation.
@@ -99,7 +102,9 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         taught, learner = encoder(teacher), encoder(plain)
         taught_scale = original(None, None)[2].detach().to(device)
         loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
-        known = known_embeddings(config, clip, original, taught, accelerator)
+        rounds_as_student = autocasts and config.memory.teacher == "whole"
+        computed = f"{precision}{' by autocast' * rounds_as_student}"
+        known = known_embeddings(config, clip, original, taught, accelerator, computed)
         # Before anything is measured: a shard may be missing.
         stream = saved.stream if saved else None
         drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream, known)
@@ -109,14 +114,12 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         saved.load_moments(spread, rank)
         before = saved.before
         if saved.step < config.steps:  # what comes after a save
-            with on_device(rest, device):
-                found = measure(due(config.evaluations, saved.step), learner, taught)
-            run.log(saved.step, *found)
+            to_measure = due(config.evaluations, saved.step)
+            run.log(saved.step, *measure(to_measure, learner, taught, at_hand=rest_at_hand))
     else:
         spread.begin(dict(original.named_parameters()))
         with run.timed("before"):
-            with on_device(rest, device):
-                before, failed = measure(config.evaluations, taught, taught)
+            before, failed = measure(config.evaluations, taught, taught, at_hand=rest_at_hand)
             run.log(0, before, failed)
 
     first = saved.step if saved else 0
@@ -132,8 +135,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     def measured(evaluations: Mapping[str, Evaluation], step: int) -> tuple[Measures, Failures]:
         """Told to stop meanwhile, the run leaves; going on, it measures again."""
         try:
-            with on_device(rest, device):
-                return measure(evaluations, learner, taught, interruption.check)
+            return measure(evaluations, learner, taught, interruption.check, rest_at_hand)
         except Asked:
             if not saves.has(step):
                 save(step)
@@ -216,10 +218,17 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     with run.timed("after"):
         if config.export.dtype != "float32":  # of the weights that were written, for they differ
             accelerator.wait_for_everyone()
-            written = clips.load(ModelConfig(name=f"local-dir:{run.folder / 'model'}"))
-            lean(written.model)
-            rounded = Towers(written, frozenset(Tower))
-            learner = encoder(replica(rounded, device, placed=config.memory.teacher))
+
+            def as_written() -> ClipEncoder:
+                written = clips.load(ModelConfig(name=f"local-dir:{run.folder / 'model'}"))
+                lean(written.model)
+                rounded = Towers(written, frozenset(Tower))
+                return encoder(replica(rounded, device, placed=config.memory.teacher))
+
+            try:
+                learner = on_all_ranks(as_written)
+            except Failed as error:
+                run.warn(f"what follows was measured before weights were rounded: {error}")
         after, failed = measured(config.evaluations, config.steps)
         run.log(config.steps, after, failed)
     run.finish(before, after, skips, config.steps)

@@ -44,8 +44,8 @@ def rows() -> list[dict[str, float]]:
     length = np.array([TOKENS])
     flops = work.of(length, is_trained=True) + work.of(length, is_trained=False)  # a caption
     # Gradients are reduced when a bucket of them is full, weights gathered by the optimizer's
-    # groups: matrices, and all else.
-    reductions, gatherings = ceil(sizes.trained / BUCKETS["reduce_bucket_size"]), 2
+    # groups, which is one where nothing decays.
+    reductions, gatherings = ceil(sizes.trained / BUCKETS["reduce_bucket_size"]), 1
     found = []
     for gpus in GPUS:
         sent = sum(sent_in_step(Launch("zero2", gpus, "bf16"), sizes).values())

@@ -110,7 +110,8 @@ class Ours:
         lean(clip.model)
         model = ModelConfig(name="any", random_weights=True, freeze=list(freeze))
         self.student: Any = clips.student_of(clip, towers, model, temperature=False).to(DEVICE)
-        self.teacher: Any = clips.replica(Towers(clip, towers), DEVICE, dtype)
+        mixed = dtype != torch.float32
+        self.teacher: Any = clips.replica(Towers(clip, towers), DEVICE, dtype, for_autocast=mixed)
         self.flops = Flops.of(self.student)
         self._show = Showing(self.student, DEVICE)
         self._optimizer = make_optimizer(self.student, OptimizerConfig(lr=1e-4))

@@ -35,6 +35,7 @@ LONG = [
     ("text", TWO["zero3"], [RECOMPUTED]),
     ("text", TWO["ddp"], ["memory.teacher=sharded"]),
     ("text", TWO["zero3"], ["memory.teacher=offloaded"]),
+    ("text", Launch("ddp", 2, parts=2), []),
     ("text", Launch("zero1", 2, parts=2), []),
     ("text", Launch("fsdp2", 2, "bf16", parts=2), []),
 ]

@@ -20,27 +20,30 @@ from trainer.configuration.config import Config
 from trainer.data.known_embeddings import KnownEmbeddings
 from trainer.data.readers import Reading, Share, read_share
 from trainer.models.clip import Clip, Towers
-from trainer.strategies.launching import PRECISIONS
 from trainer.system.progress_bars import progress
 
 
 def known_embeddings(
-    config: Config, clip: Clip, original: Towers, teacher: Encoder, accelerator: Accelerator
+    config: Config,
+    clip: Clip,
+    original: Towers,
+    teacher: Encoder,
+    accelerator: Accelerator,
+    computed: str = str(torch.float32),
 ) -> KnownEmbeddings | None:
     """As `data.embeddings` says: none, those that are there, or those that are made first; a
-    collective. original: the teacher's towers as they were loaded.
+    collective. original: the teacher's towers as they were loaded. computed: in which precision.
 
     Raises ValueError where some are not there, or of another teacher alone; OSError.
     """
     if config.data.embeddings is None:
         return None
     # Of a teacher in float32 to the last bit; else in float16, which is finer than autocast's own.
-    computed = PRECISIONS[accelerator.mixed_precision]
-    dtype = torch.float32 if computed is torch.float32 else torch.float16
+    dtype = torch.float32 if computed == str(torch.float32) else torch.float16
     beside = {
         "architecture": clip.architecture,
         "prepare": asdict(clip.prepare),
-        "precision": str(computed),
+        "precision": computed,
     }
     towers = {Tower.TEXT: original.text, Tower.IMAGE: original.image}
     teachers = {tower: digest_of(one, beside) for tower, one in towers.items() if one is not None}

@@ -36,7 +36,7 @@ from trainer.models.zoo import (
     weights_of,
     without_false_alarms,
 )
-from trainer.strategies.preparing import blocks_of, innermost, spread_out
+from trainer.strategies.preparing import innermost_blocks_of, spread_out
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -183,7 +183,7 @@ def recompute_activations(towers: Towers, compiled: bool = False) -> None:
 
     In place. Parameters' names get a part more, see `strategies`. compiled: the blocks are to be.
     """
-    blocks = set(innermost(blocks_of(towers)))
+    blocks = set(innermost_blocks_of(towers))
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         # The second is for the second time, when `Towers.forward` is over.
@@ -210,7 +210,7 @@ def replica(
 
     placed: see `MemoryConfig.teacher`. for_autocast: beside a student of float32 weights that
     computes by autocast, as this is to be too: rounded is what that rounds, and no more. It would
-    otherwise differ from a student that has learnt nothing.
+    otherwise differ from a student that has learnt nothing, as one in parts does.
     """
     if placed != "whole":
         return spread_out(frozen(copy.deepcopy(towers).to(dtype)), device, placed == "offloaded")

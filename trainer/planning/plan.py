@@ -180,7 +180,8 @@ def _teacher(sizes: Sizes, placed: str, launch: Launch, device: str, is_own: boo
 
 def _of_earlier_parts(launch: Launch, trained: int, gradients: Gradients) -> float:
     """What a step's earlier parts left, to which the next adds."""
-    if launch.strategy == "fsdp2":  # shared out with the last part alone, added in float32
+    # Shared out, or sent, with the last part alone; added in float32, beside DDP's buckets.
+    if launch.strategy in ("ddp", "fsdp2"):
         return FULL * trained
     if launch.strategy == "zero1":
         return gradients.whole * trained

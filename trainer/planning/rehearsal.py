@@ -22,7 +22,7 @@ from trainer.models.clip import Towers
 from trainer.models.packing import Packed, pack_if_shorter, takes_packed
 from trainer.models.text_towers import cut_text, groups_of, short_text
 from trainer.planning.flops import weightless
-from trainer.strategies.preparing import blocks_of, innermost
+from trainer.strategies.preparing import innermost_blocks_of
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _note_parts(model: Towers, found: Rehearsal) -> None:
         if not began:  # a block within another is part of it
             found.blocks.append((found.kept - kept, entered))
 
-    blocks = set(innermost(blocks_of(model)))
+    blocks = set(innermost_blocks_of(model))
     for module in model.modules():
         module.register_forward_pre_hook(uses)
         if module in blocks:

@@ -8,7 +8,6 @@ any number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -204,11 +203,14 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module) in kinds][::-1]
 
 
-def innermost(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """Without those that hold others, as ConvNeXt's stages do: what is computed again within what
-    is so too is computed a third time."""
-    inner = set(blocks)
-    return [one for one in blocks if not any(m in inner for m in one.modules() if m is not one)]
+def innermost_blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Of those that stand in a row the ones that hold no others, as ConvNeXt's stages do: what is
+    computed again within what is so too is computed a third time."""
+    rows = (one for one in model.modules() if isinstance(one, (nn.ModuleList, nn.Sequential)))
+    standing = {block for row in rows for block in row} & set(blocks_of(model))
+    return [
+        one for one in standing if standing.isdisjoint(m for m in one.modules() if m is not one)
+    ]
 
 
 def kinds_to_wrap(student: nn.Module) -> list[str]:

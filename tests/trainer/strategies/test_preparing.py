@@ -1,3 +1,4 @@
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from trainer.api import Tower
 from trainer.configuration.sections import ModelConfig
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
-from trainer.strategies.preparing import blocks_of, innermost, kinds_to_wrap
+from trainer.strategies.preparing import blocks_of, innermost_blocks_of, kinds_to_wrap
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -56,8 +57,22 @@ def test_what_is_in_a_block_of_blocks_is_computed_twice_not_thrice():
     """As ConvNeXt's are: stages of blocks."""
     towers = nn.Sequential(stage(), stage())
     towers.logit_scale = nn.Parameter(torch.ones(1))
-    assert len(blocks_of(towers)) > len(innermost(blocks_of(towers))) == 6
+    assert len(blocks_of(towers)) > len(innermost_blocks_of(towers)) == 6
     clips.recompute_activations(towers, False)
     Counting.calls = 0
     towers(torch.ones(1, 2, requires_grad=True)).sum().backward()
     assert Counting.calls == 2 * 6
+
+
+class Holding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mixer = Counting(nn.Linear(2, 2))
+        self.mlp = nn.Linear(2, 2)
+
+
+def test_what_is_a_part_of_a_block_and_elsewhere_a_block_is_computed_again_with_its_whole():
+    stem = nn.Sequential(Counting(nn.Linear(2, 2)), Counting(nn.Linear(2, 2)))
+    model = nn.ModuleDict({"stem": stem, "blocks": nn.Sequential(Holding(), Holding())})
+    found = Counter(type(one) for one in innermost_blocks_of(model))
+    assert found == {Counting: 2, Holding: 2}
