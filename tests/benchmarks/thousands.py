@@ -117,9 +117,6 @@ def configuration(recipe: str, towers: str, count: int) -> dict[str, Any]:
             one["roster"] = roster("forget", count)
     if towers == "image":
         raw["model"]["freeze"] = []  # the text tower's, which is not there
-        if recipe == "ours":
-            alone = yaml.safe_load(Path(config("demo_faces")).read_text())
-            raw["objectives"]["faces"]["shares"] = alone["objectives"]["faces"]["shares"]
     attacked = roster("attack_forget", count)
     evaluations = raw["evaluations"]
     evaluations["identity_inference"]["groups"]["forget"] = attacked
