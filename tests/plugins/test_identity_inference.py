@@ -486,7 +486,7 @@ def test_no_measure_is_named_after_a_person(world):
 def test_rates_have_intervals(world):
     model = random_model(world, np.random.default_rng(0))
     for name, value in attack_on(world, held_out=PROMPTS[:1]).run(model, model):
-        plain = name.endswith(("prompts_won", "people", "dropped"))
+        plain = name.endswith(("prompts_won", "people", "dropped", "candidates"))
         assert isinstance(value, Estimate) != plain, name
         if not plain:
             assert 0 <= value.low <= value <= value.high <= 1 and value.low < value.high
