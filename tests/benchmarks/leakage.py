@@ -3,9 +3,10 @@
 These two with distances that leave lengths free. All train the demo in its own world
 and ask `leakage` of the result: AUCs of forgotten against unknown people, the most telling score's
 folded to above .5; for an attacker who tries names of his own (`strangers`), and for one who holds
-the names that training used (`insider`). And `encoder_swap`: who is found with one tower of the
-original in the place of the student's. What is done already is not done again: remove
-runs/bench/leakage to start over.
+the list of names that training used (`insider`): for listed targets these are the very answers, for
+the demo's, which are put together of words of others to forget, they are not. And `encoder_swap`:
+who is found with one tower of the original in the place of the student's. What is done already is
+not done again: remove runs/bench/leakage to start over.
 """
 
 from __future__ import annotations
