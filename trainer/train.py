@@ -74,7 +74,9 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         replica = partial(clips.replica, dtype=precision, for_autocast=autocasts)
         teacher = replica(original, device, placed=config.memory.teacher)
         # Only evaluations need what nobody trains: it is on the CPU but while they run.
-        rest = replica(Towers(clip, frozenset(Tower) - config.trained), torch.device("cpu"))
+        rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
+        if device.type != "cpu":  # there a second copy would serve nothing
+            rest = replica(rest, torch.device("cpu"))
         rest_at_hand = partial(on_device, rest, device)
         pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
         pull.attach(towers)
