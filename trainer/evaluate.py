@@ -70,6 +70,10 @@ def _all_of(
     return found
 
 
+def all_failed(evaluations: Mapping[str, Evaluation], why: str) -> Failures:
+    return {path_of(name, one.kind): why for name, one in evaluations.items()}
+
+
 def due(evaluations: Mapping[str, Evaluation], step: int) -> dict[str, Evaluation]:
     return {
         name: evaluation

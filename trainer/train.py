@@ -13,21 +13,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor
 
-from trainer.api import Evaluation, Tower
+from trainer.api import Evaluation
 from trainer.configuration.config import Config
-from trainer.configuration.sections import ModelConfig
 from trainer.data.batches import Batch, Batches
 from trainer.data.embed_shards import known_embeddings
 from trainer.data.skips import Skips
 from trainer.data.steps import check_sizes
 from trainer.embedding import STUDENT, TEACHER, Showing, embed
-from trainer.evaluate import due, measure
+from trainer.evaluate import all_failed, due, measure
 from trainer.measures import Measures
 from trainer.models import clip as clips
 from trainer.models.blocks import lean
-from trainer.models.clip import Towers
-from trainer.models.encoder import ClipEncoder, on_device
 from trainer.models.export import export
+from trainer.models.original import Original
 from trainer.optim import Pull, make_optimizer, share_of_rate
 from trainer.planning.flops import Flops
 from trainer.runs.checkpoint import Checkpoints, first_not_finite, means_over_ranks
@@ -65,23 +63,18 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     with run.timed("load"):
         clip = clips.load(config.model)
         lean(clip.model)
-        original = Towers(clip, config.trained)
         towers = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
         if saved:
             saved.load_weights(towers)
         precision = PRECISIONS[accelerator.mixed_precision]
         autocasts = launch.autocasts and accelerator.native_amp  # which knows no fp16 on a CPU
-        replica = partial(clips.replica, dtype=precision, for_autocast=autocasts)
-        teacher = replica(original, device, placed=config.memory.teacher)
-        # Only evaluations need what nobody trains: it is on the CPU but while they run.
-        rest = clips.frozen(Towers(clip, frozenset(Tower) - config.trained))
-        if device.type != "cpu":  # there a second copy would serve nothing
-            rest = replica(rest, torch.device("cpu"))
-        rest_at_hand = partial(on_device, rest, device)
-        pull = Pull(config.optimizer.anchor, dict(original.named_parameters()), 1 / num_parts)
+        placed = config.memory.teacher
+        original = Original(clip, config.trained, device, precision, autocasts, placed)
+        teacher, weights = original.teacher, dict(original.towers.named_parameters())
+        pull = Pull(config.optimizer.anchor, weights, 1 / num_parts)
         pull.attach(towers)
         watch = Watch(Flops.of(towers), accelerator, precision)
-        show = Showing(towers, device, config.memory.teacher == "whole")
+        show = Showing(towers, device, placed == "whole")
         if config.memory.activation_checkpointing:
             clips.recompute_activations(towers, is_compiled(accelerator))
         # The student and its optimizer, nothing else: a teacher that is prepared would train.
@@ -90,23 +83,11 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         student, optimizer, spread = prepare(accelerator, towers, bare, config.optimizer.clip)
         compile_blocks(accelerator, teacher)
 
-        def encoder(towers: Towers) -> ClipEncoder:
-            return ClipEncoder(
-                towers if towers.text else rest,
-                towers if towers.image else rest,
-                clip,
-                device,
-                autocast=precision if autocasts else None,
-            )
-
         # Measures see other shapes: they are not worth a compilation.
         plain = accelerator.unwrap_model(student, keep_torch_compile=False)
-        taught, learner = encoder(teacher), encoder(plain)
-        taught_scale = original(None, None)[2].detach().to(device)
+        taught, learner = original.encoder(teacher), original.encoder(plain)
         loss_fns = {name: one.loss_fn(taught) for name, one in objectives.items()}
-        rounds_as_student = autocasts and config.memory.teacher == "whole"
-        computed = f"{precision}{' by autocast' * rounds_as_student}"
-        known = known_embeddings(config, clip, original, taught, accelerator, computed)
+        known = known_embeddings(config, clip, original, taught, accelerator)
         # Before anything is measured: a shard may be missing.
         stream = saved.stream if saved else None
         drawn = Batches(objectives, config.data, clip, config.seed, rank, ranks, stream, known)
@@ -117,11 +98,11 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         before = saved.before
         if saved.step < config.steps:  # what comes after a save
             to_measure = due(config.evaluations, saved.step)
-            run.log(saved.step, *measure(to_measure, learner, taught, at_hand=rest_at_hand))
+            run.log(saved.step, *measure(to_measure, learner, taught, at_hand=original.at_hand))
     else:
-        spread.begin(dict(original.named_parameters()))
+        spread.begin(weights)
         with run.timed("before"):
-            before, failed = measure(config.evaluations, taught, taught, at_hand=rest_at_hand)
+            before, failed = measure(config.evaluations, taught, taught, at_hand=original.at_hand)
             run.log(0, before, failed)
 
     first = saved.step if saved else 0
@@ -137,7 +118,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
     def measured(evaluations: Mapping[str, Evaluation], step: int) -> tuple[Measures, Failures]:
         """Told to stop meanwhile, the run leaves; going on, it measures again."""
         try:
-            return measure(evaluations, learner, taught, interruption.check, rest_at_hand)
+            return measure(evaluations, learner, taught, interruption.check, original.at_hand)
         except Asked:
             if not saves.has(step):
                 save(step)
@@ -160,7 +141,7 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
                 with accelerator.accumulate(student):
                     with accelerator.autocast():
                         with torch.no_grad():
-                            seen = embed(teacher, to_teacher, taught_scale)
+                            seen = embed(teacher, to_teacher, original.logit_scale)
                         learnt = embed(student, to_student)
                     loss = torch.zeros((), device=device)
                     for name, loss_fn in loss_fns.items():
@@ -218,20 +199,13 @@ def teach(config: Config, accelerator: Accelerator, interruption: Interruption) 
         if accelerator.is_main_process:
             export(clip, trained, run.folder / "model", getattr(torch, config.export.dtype))
     with run.timed("after"):
-        if config.export.dtype != "float32":  # of the weights that were written, for they differ
-            accelerator.wait_for_everyone()
-
-            def as_written() -> ClipEncoder:
-                written = clips.load(ModelConfig(name=f"local-dir:{run.folder / 'model'}"))
-                lean(written.model)
-                rounded = Towers(written, frozenset(Tower))
-                return encoder(replica(rounded, device, placed=config.memory.teacher))
-
-            try:
-                learner = on_all_ranks(as_written)
-            except Failed as error:
-                run.warn(f"what follows was measured before weights were rounded: {error}")
-        after, failed = measured(config.evaluations, config.steps)
+        try:
+            if config.evaluations and config.export.dtype != "float32":  # rounded: another model
+                accelerator.wait_for_everyone()
+                learner = on_all_ranks(partial(original.encoder_of_exported, run.folder / "model"))
+            after, failed = measured(config.evaluations, config.steps)
+        except Failed as error:  # on a host that does not have the run's folder
+            after, failed = {}, all_failed(config.evaluations, str(error))
         run.log(config.steps, after, failed)
     run.finish(before, after, skips, config.steps)
     run.end()

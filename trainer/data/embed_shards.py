@@ -19,33 +19,33 @@ from trainer.api import BadSample, Encoder, Objective, Sample, Tower
 from trainer.configuration.config import Config
 from trainer.data.known_embeddings import KnownEmbeddings
 from trainer.data.readers import Reading, Share, read_share
-from trainer.models.clip import Clip, Towers
+from trainer.models.clip import Clip
+from trainer.models.original import Original
 from trainer.system.progress_bars import progress
 
 
 def known_embeddings(
     config: Config,
     clip: Clip,
-    original: Towers,
+    original: Original,
     teacher: Encoder,
     accelerator: Accelerator,
-    computed: str = str(torch.float32),
 ) -> KnownEmbeddings | None:
     """As `data.embeddings` says: none, those that are there, or those that are made first; a
-    collective. original: the teacher's towers as they were loaded. computed: in which precision.
+    collective. teacher: that embeds with the original's.
 
     Raises ValueError where some are not there, or of another teacher alone; OSError.
     """
     if config.data.embeddings is None:
         return None
     # Of a teacher in float32 to the last bit; else in float16, which is finer than autocast's own.
-    dtype = torch.float32 if computed == str(torch.float32) else torch.float16
+    dtype = torch.float32 if original.computed == str(torch.float32) else torch.float16
     beside = {
         "architecture": clip.architecture,
         "prepare": asdict(clip.prepare),
-        "precision": computed,
+        "precision": original.computed,
     }
-    towers = {Tower.TEXT: original.text, Tower.IMAGE: original.image}
+    towers = {Tower.TEXT: original.towers.text, Tower.IMAGE: original.towers.image}
     teachers = {tower: digest_of(one, beside) for tower, one in towers.items() if one is not None}
     width = clip.architecture["embed_dim"]
     known = KnownEmbeddings.of(config.objectives, config.data, teachers, width, dtype)

@@ -36,6 +36,7 @@ from trainer.embedding import TEACHER, Showing, embed
 from trainer.models import clip as clips
 from trainer.models.clip import Towers
 from trainer.models.encoder import ClipEncoder
+from trainer.models.original import Original
 from trainer.train import train
 
 BOTH = frozenset(Tower)
@@ -76,13 +77,17 @@ def teacher_of(clip) -> ClipEncoder:
     return ClipEncoder(towers, towers, clip, CPU)
 
 
+def original_of(clip) -> Original:
+    return Original(clip, BOTH, CPU, torch.float32, autocasts=False, placed="whole")
+
+
 def known_of(clip, config: Path, *overrides: str):
     """As a process that starts finds them."""
     known_embeddings_room._opened.cache_clear()
     open_shard.cache_clear()
     return known_embeddings(
         load_config(config, overrides),
-        clip, Towers(clip, BOTH), teacher_of(clip), Accelerator(cpu=True),
+        clip, original_of(clip), teacher_of(clip), Accelerator(cpu=True),
     )  # fmt: skip
 
 
@@ -267,7 +272,7 @@ def made_by(rank: int, config: str) -> dict[str, torch.Tensor]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # not used: they are joined
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    known_embeddings(loaded, clip, Towers(clip, BOTH), teacher_of(clip), accelerator)
+    known_embeddings(loaded, clip, original_of(clip), teacher_of(clip), accelerator)
     return {path.name: load_file(path)["embeddings"] for path in files(Path("shards"))}
 
 
