@@ -27,6 +27,7 @@ from trainer.configuration.config import load_config
 from trainer.data import skips
 from trainer.evaluate import evaluate_checkpoint
 from trainer.models import clip as clips
+from trainer.models.original import Original
 from trainer.models.preprocess import Prepare
 from trainer.reports.curves import read_curves
 from trainer.runs.saved import lay_over
@@ -274,6 +275,20 @@ def test_of_rounded_weights_what_was_written_is_measured(summed):
     )
     evaluate_checkpoint(config, str(folder / "model"))
     assert json.loads((config.output / "results.json").read_text())["after"] == trained
+
+
+def test_what_was_exported_and_cannot_be_measured_is_told_and_the_run_ends(summed, monkeypatch):
+    """As on a host that does not have the run's folder; not measured as it was before rounding."""
+
+    def not_there(self, folder):
+        raise FileNotFoundError(2, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(Original, "encoder_of_exported", not_there)
+    folder = run("demo_names", *summed, "export.dtype=bfloat16", "output=runs/c")
+    results = json.loads((folder / "results.json").read_text())
+    (failed,) = results["failed"]
+    assert failed["evaluation"] == "sums" and "No such file" in failed["cause"]
+    assert results["after"] == {} and results["before"] and (folder / "report.html").is_file()
 
 
 def test_a_file_alone_is_shown_pictures_as_the_model_is_that_it_is_of(

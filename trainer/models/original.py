@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -51,11 +50,9 @@ class Original:
         image = towers if towers.image else self._rest
         return ClipEncoder(text, image, self._clip, self._device, autocast=self._autocast)
 
-    @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def at_hand(self) -> AbstractContextManager[None]:
         """What nobody trains is on the device meanwhile, else on the CPU."""
-        with on_device(self._rest, self._device):
-            yield
+        return on_device(self._rest, self._device)
 
     def encoder_of_exported(self, folder: Path) -> ClipEncoder:
         """As the run's own models are; of its weights as they were rounded."""
