@@ -57,6 +57,7 @@ TEMPLATES = [
 PHRASES = ["a person", "a man", "a woman", "somebody", "human"]
 CAPTION = "a photo of {}"  # what pictures are close to, with a phrase in it
 NEIGHBOURS = 10
+MOST_COSINES = 2**26  # at a time: a quarter of a GB
 DEALS = 1000  # of people to rosters at random
 WITH_ORIGINAL = "change"
 Scores = dict[str, Tensor]  # (n,) of each, the forgotten first
@@ -203,7 +204,8 @@ def nearest(units: Tensor, others: Tensor, count: int) -> Tensor:
         cosines.scatter_(1, places[:, None], -torch.inf)  # itself
         return cosines.topk(count).values
 
-    return share_rows(torch.arange(len(units), device=units.device), work)
+    rows = max(1, min(1024, MOST_COSINES // len(everybody)))
+    return share_rows(torch.arange(len(units), device=units.device), work, rows)
 
 
 def _of_people(
