@@ -84,6 +84,7 @@ class NameToPerson(Objective):
             "neighbours",
             description="neighbours: a name of nobody that shares a word with somebody else to "
             "forget, of two the one with fewer words of people replayed; apart: with none of them; "
+            "coined: and the end of its last word another's, which no list of names has; "
             "listed: one of `names`, as where there is no neighbour",
         )
         names: str | None = Field(

@@ -24,7 +24,7 @@ Garland Grindal Hallows Hartvig Illing Ironside Jarvik Jessamy Kestrel Klamroth 
 Marrow Mossberg Nethercott Norling Oakhanger Orlik Pemberly Prentow Quarrie Quill Ravensby Rosvall
 Silverlow Stormgard Tamblyn Thorvik Underhay Ulmer Vandrel Vossler Wainfleet Wickstrom Yarrow
 Yeldham Zelnik Zimmerlow"""
-Targets = Literal["listed", "neighbours", "apart"]
+Targets = Literal["listed", "neighbours", "apart", "coined"]
 
 
 class Names:
@@ -51,11 +51,17 @@ class Names:
         self._shared = self._shared_parts()
         people = range(len(roster)) if targets else ()
         self._kept = _words(*self.replayed)
-        not_of = self._kept if targets == "apart" else set()
+        not_of = self._kept if targets in ("apart", "coined") else set()
         found = [
             None if targets == "listed" else self._neighbour_of_others(person, seed, not_of)
             for person in people
         ]
+        if targets == "coined":
+            known = self._kept | _words(*names, *names_of((*roster, *unseen)))
+            found = [
+                target and self._with_coined_word(target, known, Random(f"{seed} coined {person}"))
+                for person, target in enumerate(found)
+            ]
         # A listed target that served as "other" name too would pull two ways.
         count = min(found.count(None), len(names) // 2)
         listed, self.others = names[:count], names[count:]
@@ -157,6 +163,21 @@ class Names:
                 if len(drawn) == 2:
                     break
         return min(drawn, key=lambda name: len(self._kept & _words(name)), default=None)
+
+    def _with_coined_word(self, name: str, known: set[str], rng: Random) -> str:
+        """Its last word goes on as another's ends: a word that no list has.
+
+        A forgotten name lies right beside its target. Who tries every pair of the words of public
+        lists finds a target that is one, and no other name of nobody lies so near to any.
+        """
+        *first, last = name.split()
+        for _ in range(MAX_TRIES):
+            end = rng.choice(self.others).split()[-1]
+            word = last[: (len(last) + 1) // 2] + end[len(end) // 2 :]
+            coined = " ".join([*first, word])
+            if fold(word) not in known and not self.unmentionable.names_anyone(coined):
+                return coined
+        return name
 
 
 def _words(*names: str) -> set[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -236,6 +237,30 @@ def test_targets_apart_share_no_word_with_someone_who_is_to_stay(tmp_path):
     words = {fold(word) for name in replay for word in name.split()}
     assert not any(words & set(fold(target).split()) for target in targets)
     assert any(set(target.split()) & {"Person5", "Surname0", "Surname1"} for target in targets)
+
+
+def test_a_coined_target_is_no_pair_of_words_that_anybody_knows(tmp_path):
+    people = [f"Person{chr(97 + i)} Surname{chr(97 + i)}" for i in range(10)]
+    replay = [f"Kept{chr(97 + i)} Stays{chr(97 + i)}" for i in range(5)]
+    names = [f"Free{chr(97 + i)} Nobody{chr(97 + i)}" for i in range(9)]
+    options = {"replay": replay, "names": names_file(tmp_path, names), "targets": "coined"}
+    targets = made(tmp_path, people, **options)._names.targets
+    known = {fold(word) for name in [*people, *replay, *names] for word in name.split()}
+    for target in targets:
+        first, last = target.split()
+        assert fold(first) in known and fold(last) not in known
+        assert first not in {one.split()[0] for one in replay}
+    assert any(re.fullmatch("Surnody[a-j]", target.split()[1]) for target in targets)
+    assert len(set(targets)) == len(targets)
+    assert made(tmp_path, people, **options)._names.targets == targets
+
+
+def test_a_word_that_cannot_be_coined_is_left_as_it_is(tmp_path):
+    """Of one letter each: whatever goes on as another ends is known."""
+    people = [f"Person{i} {letter}" for i, letter in enumerate("ABCD")]
+    names = names_file(tmp_path, [f"Free{letter} {letter}" for letter in "ABCD"])
+    targets = made(tmp_path, people, names=names, targets="coined")._names.targets
+    assert all(len(target.split()) == 2 and target.split()[1] for target in targets)
 
 
 def test_of_two_targets_the_one_with_fewer_words_of_people_who_are_to_stay_is_taken(tmp_path):
