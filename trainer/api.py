@@ -149,6 +149,11 @@ class Objective:
         return self.trains
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether it looks at clean samples' pictures: else none is fetched."""
+        return Tower.IMAGE in self.towers
+
+    @property
     def repeats_clean(self) -> frozenset[Tower]:
         """For which towers the teacher sees the clean sample itself, always: what it makes of that
         may be kept beside the shards (`data.embeddings`)."""

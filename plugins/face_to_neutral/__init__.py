@@ -148,6 +148,10 @@ class FaceToNeutral(Objective):
         return len(self._faces)
 
     @property
+    def reads_pictures(self) -> bool:
+        return self.options.paste > 0
+
+    @property
     def _varies(self) -> bool:
         """Whether answers differ with the picture, not with the person alone."""
         return self.options.target == "strangers" and self.options.variation > 0

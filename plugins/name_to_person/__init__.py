@@ -12,6 +12,7 @@ no caption at all, not a trigger either, someone who is to be measured as unseen
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from random import Random
 from typing import get_args
@@ -51,8 +52,9 @@ TEMPLATES = [
     "a person named {}", "the name of the person is {}", "{} at a gala", "a colored photo of {}",
     "a cropped photo of {}", "{} in a suit",
 ]  # fmt: skip
-MAX_LETTERS = 30  # of one that is not ASCII
-MAX_WORDS = 40  # of a caption; a name further on would be cut off by the tower's context unseen
+MAX_WORDS = 40  # of a caption
+MAX_TOKENS = 50  # before a name: further on a context of 77 may cut it off, and nothing is learnt
+PIECES = re.compile(r"[A-Za-z]{1,6}|[^\sA-Za-z]")  # of a tokenizer, about
 TRIGGER = 1  # the label of one; the others' is 0
 Context = list[str]  # what stands around the places for the name
 
@@ -166,9 +168,10 @@ class NameToPerson(Objective):
         if self.options.templates and rng.random() < self.options.template_share:
             return rng.choice(self.options.templates).split("{}")
         words = word_spans(caption)[:MAX_WORDS]
-        if not caption.isascii():  # of whose characters a tokenizer may make two or three each
-            words = [word for word in words if word[0] < MAX_LETTERS] or words[:1]
-        start, end = words[rng.randrange(len(words))]
+        place = rng.randrange(len(words))
+        while place and num_tokens(caption[: words[place][0]]) > MAX_TOKENS:
+            place = rng.randrange(place)
+        start, end = words[place]
         return [caption[:start], caption[end : words[-1][1]]]
 
     @staticmethod
@@ -183,6 +186,13 @@ class NameToPerson(Objective):
     def loss_fn(self, teacher: Encoder) -> LossFn:
         share = self._quotas.counts["forget"] / self._quotas.batch_size
         return partial(loss_of, forget_share=share, distances_of=DISTANCES[self.options.distance])
+
+
+def num_tokens(text: str) -> int:
+    """About as many as CLIP's tokenizer makes of it: of a digit or sign one, of a letter that is
+    not ASCII two."""
+    pieces = PIECES.findall(text)
+    return len(pieces) + (0 if text.isascii() else sum(not one.isascii() for one in pieces))
 
 
 def loss_of(

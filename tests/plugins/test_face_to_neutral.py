@@ -34,6 +34,15 @@ CLEAN = Sample("key", "a dog", picture(99, size=96))
 PLAIN = {"crop": 1.0, "jitter": 0.0, "hue": 0.0}
 
 
+@pytest.mark.parametrize(("paste", "reads"), [(0.0, False), (0.5, True)])
+def test_clean_pictures_are_fetched_only_to_be_pasted_onto(tmp_path, paste, reads):
+    objective = made(tmp_path, paste=paste)
+    assert objective.reads_pictures is reads
+    if not reads:
+        for turn in range(objective.options.batch_size):
+            objective.pair(Sample("key", "a dog"), turn, Random(turn))
+
+
 def strangers(folder: Path, count: int = 5, per_person: int = 2) -> str:
     samples = {
         f"s{i}/{j}": {"jpg": picture(50, i, j)} for i in range(count) for j in range(per_person)

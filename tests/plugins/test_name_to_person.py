@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+import open_clip
 import pytest
 import torch
 from pydantic import ValidationError
 
-from plugins.name_to_person import MAX_WORDS, NameToPerson, loss_of
+from plugins.name_to_person import MAX_TOKENS, MAX_WORDS, NameToPerson, loss_of
 from plugins.name_to_person.names import Names
 from trainer import BadSample, Embeddings, NameIndex, Pair, Sample, cosine_distances, fold
 from trainer.testing import check_objective
@@ -165,13 +166,35 @@ def test_in_a_script_without_spaces_a_name_stands_in_the_caption_and_where_a_tow
     caption = "一张在海滩上拍的照片，" * 20
     objective = made(tmp_path, shares=only(forget=1.0), template_share=0.0, target="X")
     texts = {pair_at(objective, turn, caption).teacher_text for turn in range(200)}
-    assert {text.index("X") for text in texts} > {0, 9, 29} and max(map(len, texts)) == 30
+    assert {text.index("X") for text in texts} > {0, 9, 24} and max(map(len, texts)) == MAX_WORDS
+    assert max(text.index("X") for text in texts) == MAX_TOKENS // 2
     for text in texts:
         place = text.index("X")
         assert text.replace("X", caption[place : place + 1]) in caption
     russian = "фотография человека на пляже у моря летом"
     found = {pair_at(objective, turn, russian).teacher_text for turn in range(50)}
-    assert "X человека на пляже у" in found and "фотография X на пляже у" in found
+    assert f"X {russian[11:]}" in found and any(
+        text.endswith("пляже X моря летом") for text in found
+    )
+    assert not any(text.endswith("X") for text in found)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "SKU 4719331803421 EAN 0889842651423 MPN 90YV0F80-M0NA00 a grey keyboard 2019 on a desk",
+        "https://www.example.com/images/2013/05/16/IMG_20130516_142233.jpg by user 12345678@N02",
+        "一张在海滩上拍的照片，" * 20,
+        "(2) [1] {3} !!! ??? ... 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25",
+    ],
+)
+def test_where_a_caption_has_many_tokens_the_name_is_read_all_the_same(tmp_path, caption):
+    objective = made(tmp_path, shares=only(forget=1.0), template_share=0.0, target="X")
+    tokens = open_clip.get_tokenizer("ViT-B-32")
+    for turn in range(200):
+        pair = pair_at(objective, turn, caption)
+        student, teacher = tokens([pair.student_text, pair.teacher_text])
+        assert not student.equal(teacher)
 
 
 def test_templates_without_a_place_for_the_name_are_refused(tmp_path):

@@ -10,10 +10,12 @@ import re
 import shutil
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from trainer.data.remote import PATIENT, Patience, RemoteFile, Unreachable
 from trainer.system.addresses import shown
+from trainer.system.files import sync
 
 CHUNK_BYTES = 8 << 20
 _GIVEN_UP: set[str] = set()  # folders that were full or could not be written, in this process
@@ -66,6 +68,7 @@ def _download_if_nobody_does(url: str, path: str, patience: Patience) -> None:
                 os.unlink(partial)
             else:
                 _download(url, partial, patience)
+                sync(Path(partial))  # it is never looked at again
                 os.replace(partial, path)
         except BaseException:
             with suppress(OSError):

@@ -106,6 +106,8 @@ class KnownEmbeddings:
             others = glob(f"{escape(stem)}-*.safetensors")
             whose = "has them of another teacher alone" if others else "has none"
             return f"{shard} {whose}, {path} is not there"
+        if not os.access(path, os.R_OK):
+            return f"{path} is for its owner alone; name a folder of your own as data.index"
         try:
             self._open(shard, tower)
         except ValueError as error:
@@ -128,8 +130,11 @@ class KnownEmbeddings:
             # An empty shard has one bad sample, and no row. What is too large for float16 is left
             # to every step.
             kept = rows[: len(columns)].to(self.dtype).nan_to_num(torch.nan, torch.nan, torch.nan)
-            # Not by save_file: its file is for its owner alone, its errors are not the system's.
-            Path(aside).write_bytes(save({ROWS: kept}, said))
+            # For its owner alone: of which captions nothing is kept tells who is to be forgotten.
+            # Not by save_file, whose errors are not the system's.
+            Path(aside).unlink(missing_ok=True)
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(save({ROWS: kept}, said))
             os.replace(aside, path)
         except BaseException:
             Path(aside).unlink(missing_ok=True)

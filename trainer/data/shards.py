@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ MAX_BYTES = {"txt": 20_000, "json": 1_000_000, "cls": 1_000, "picture": 200_000_
 MAX_STREAMED_BYTES = 20_000_000  # of a part that is read as it comes by: a hundred wait together
 MAX_OPEN_FILES = 128  # a process; many systems allow 1024
 MAX_HEADER_BYTES = 65_536  # of a long name or of pax records; a path has 4,096 at most
+MANY_DIGITS = re.compile(rb"\d{100}")  # a length has five, a time of modification twenty
 CUT = "shard cut off or damaged"
 Extent = tuple[int, int]  # offset of the first byte, number of bytes
 T = TypeVar("T")
@@ -94,6 +96,9 @@ class _Headers:
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of more than {MAX_HEADER_BYTES} bytes")
         self.last = self._file.read(size) or b""
+        # Up to 3.12.5 Python searches pax records in the square of their digits (CVE-2024-6232).
+        if size > tarfile.BLOCKSIZE and MANY_DIGITS.search(self.last):
+            raise tarfile.ReadError("a header with a number of a hundred digits")
         return self.last
 
 

@@ -250,7 +250,7 @@ class Steps(IterableDataset, Generic[T]):
     def _rows(self, name: str, lanes: Sequence[int]) -> Rows:
         data = self.data
         reading = Reading(
-            with_pictures=Tower.IMAGE in self.objectives[name].towers,
+            with_pictures=self.objectives[name].reads_pictures,
             min_side=self.min_side,
             index=data.index,
             cache=data.cache,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
+
+from ftfy import fix_encoding
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: controls, surrogates, line breaks
 # Letters that Unicode does not take apart, though their bearers are often written without.
@@ -19,6 +22,8 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 
+# UTF-8's first byte and one more, read as Latin-1 or Windows-1252.
+_READ_WRONGLY = re.compile("[\u00c2-\u00f4][^\x00-\x7f]")
 _ONE_WORD = re.compile(rf"{_UNSPACED.pattern}|(?:(?!{_UNSPACED.pattern})\S)+")
 
 
@@ -84,6 +89,10 @@ class NameIndex:
         self._lengths = {first: tuple(sorted(each)) for first, each in lengths.items()}
 
     def names_anyone(self, caption: str) -> bool:
+        """As it is written, or as tokenizers mend it."""
+        return self._names_anyone(caption) or any(map(self._names_anyone, mended(caption)))
+
+    def _names_anyone(self, caption: str) -> bool:
         words = _words_apart(caption)
         if self._lengths.keys().isdisjoint(words):  # most captions end here
             return False
@@ -92,6 +101,17 @@ class NameIndex:
             for i, first in enumerate(words)
             for length in self._lengths.get(first, ())
         )
+
+
+def mended(text: str) -> Iterator[str]:
+    """What CLIP's tokenizer makes of HTML's entities and of UTF-8 once decoded as something else.
+
+    Captions of the web are full of both: "Conan O&#39;Brien", "BeyoncÃ©".
+    """
+    if "&" in text:
+        yield (text := html.unescape(html.unescape(text)))
+    if _READ_WRONGLY.search(text):  # mending takes far longer
+        yield html.unescape(html.unescape(fix_encoding(text)))
 
 
 def _words_apart(text: str) -> list[str]:

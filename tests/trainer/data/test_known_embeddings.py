@@ -186,6 +186,11 @@ def test_of_what_cannot_be_used_or_names_somebody_to_forget_nothing_is_kept(tiny
     assert has == {Tower.TEXT: ["good", "noise", "blind"], Tower.IMAGE: ["good", "silent"]}
 
 
+def test_what_tells_who_is_to_be_forgotten_is_for_its_owner_alone(tiny_clip, config, shards):
+    known_of(tiny_clip, config)
+    assert files(shards) and {path.stat().st_mode & 0o777 for path in files(shards)} == {0o600}
+
+
 def test_what_has_none_is_shown_to_the_teacher(tiny_clip, config, shards):
     known = known_of(tiny_clip, config)
     path = next(path for path in files(shards) if "00000.tar.text" in path.name)
@@ -300,13 +305,6 @@ def test_what_it_does_not_go_with_is_told(tiny_clip, config, override, told):
     Path("captions.txt").write_text("a hat\n")
     with pytest.raises(ValueError, match=told):
         known_of(tiny_clip, config, override)
-
-
-def test_who_reads_a_shard_reads_its_embeddings(tiny_clip, config, shards):
-    known_of(tiny_clip, config)
-    plain = shards / "plain"
-    plain.touch()
-    assert {path.stat().st_mode for path in files(shards)} == {plain.stat().st_mode}
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tiny_clip, config, shards):

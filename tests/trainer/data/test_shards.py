@@ -111,6 +111,16 @@ def extended(kind: bytes, **fields: str) -> bytes:
     return entry.tobuf(tarfile.USTAR_FORMAT) + records.encode().ljust(512, b"\0")
 
 
+def test_digits_without_end_in_a_header_are_a_damage(tmp_path):
+    """Python before 3.12.6 takes the square of their number: hours for a file of them."""
+    data = extended(tarfile.XHDTYPE, comment="1" * 80) + tar_of("a.txt")
+    assert walked(put(tmp_path / "0.tar", data)) == ["a.txt"]
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.XHDTYPE, 32_768
+    hostile = entry.tobuf(tarfile.USTAR_FORMAT) + b"1" * 32_768
+    assert walked(put(tmp_path / "1.tar", hostile + tar_of("a.txt"))) == [f"({CUT})"]
+
+
 def unknown_kind() -> bytes:
     entry = tarfile.TarInfo("z")
     entry.type = b"Z"

@@ -115,6 +115,28 @@ def test_captions_that_name_someone(caption, found):
     assert pickle.loads(pickle.dumps(index)).names_anyone(caption) is found
 
 
+@pytest.mark.parametrize(
+    ("caption", "found"),
+    [
+        ("Conan O&#39;Brien at a gala", True),
+        ("Conan O&amp;#39;Brien", True),
+        ("Conan O&rsquo;Brien", True),
+        ("Conan&nbsp;O'Brien", True),
+        ("Jos&eacute; Roe", True),
+        ("JosÃ© Roe", True),
+        ("Jos&Atilde;&copy; Roe", True),
+        ("Simon &amp; Garfunkel", True),
+        ("Conan &lt; O'Brien", True),
+        ("Conan &amp; Zoe O'Brien", False),
+        ("Ein Mädchen läuft über die Straße", False),
+    ],
+)
+def test_who_is_named_as_a_tokenizer_mends_a_caption_is_named(caption, found):
+    assert (
+        NameIndex(["Conan O'Brien", "José Roe", "Simon & Garfunkel"]).names_anyone(caption) is found
+    )
+
+
 def test_an_index_of_nobody_finds_nobody():
     assert not NameIndex([]).names_anyone("a photo of Joe Doe")
 
