@@ -79,8 +79,10 @@ class KnownEmbeddings:
         if tower not in self.towers.get(objective, ()) or not isinstance(sample, LocalSample):
             return None
         shard, row = sample.place
-        kept = self._open(shard, tower)[row]
-        return None if np.isnan(kept).any() else kept
+        rows = self._open(shard, tower)
+        if row >= len(rows):
+            raise ValueError(f"{self._path(shard, tower)} is damaged; remove it")
+        return None if np.isnan(rows[row]).any() else rows[row]
 
     def missing(self) -> list[tuple[str, Tower]]:
         """The shards without a file, or with one of another shard or teacher."""
@@ -174,9 +176,11 @@ def _opened(
         raise ValueError(f"{path} is damaged ({error}); remove it") from None
     if its_teacher != teacher:
         raise ValueError(f"{path} is of another teacher; remove it")
-    columns = open_shard(shard, None, folder)
-    if not is_of(Index(columns, size, modified_ns, probes), shard):
-        raise ValueError(f"{path} is of {shard} as it was before it changed; remove it")
-    if rows.dtype != dtype or rows.shape != (len(columns), width):
+    now = os.stat(shard)
+    if (now.st_size, now.st_mtime_ns) != (size, modified_ns):  # else no header of it is read
+        index = Index(open_shard(shard, None, folder), size, modified_ns, probes)
+        if not is_of(index, shard):
+            raise ValueError(f"{path} is of {shard} as it was before it changed; remove it")
+    if rows.dtype != dtype or rows.ndim != 2 or rows.shape[1] != width:
         raise ValueError(f"{path} is damaged; remove it")
     return rows.numpy()
