@@ -139,8 +139,8 @@ def roster(name: str, count: int) -> str:
 def distractors(count: int) -> str:
     """With those who are not to be forgotten: as many candidates know a picture, whatever count."""
     path = WORLD / f"names/distractors_{count}.txt"
-    names = [name for _, name, _ in rows("forget")[1 + count :]]
-    path.write_text("\n".join(names) + "\n" + (WORLD / "names/distractors.txt").read_text())
+    names = [f"{name}\n" for _, name, _ in rows("forget")[1 + count :]]
+    path.write_text("".join(names) + (WORLD / "names/distractors.txt").read_text())
     return str(path)
 
 

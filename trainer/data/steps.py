@@ -6,6 +6,7 @@ A loader worker draws its lanes' rows of a step; together the workers of all ran
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,7 +25,7 @@ from trainer.data.readers import Reading
 from trainer.data.remote import Patience
 from trainer.data.skips import Skips
 from trainer.data.streams import Dealt, Lane
-from trainer.system.addresses import unsigned
+from trainer.system.addresses import is_remote, unsigned
 from trainer.system.failures import cause
 
 # Samples of a lane in a row that no objective can use: not bad luck, and more than a shard has.
@@ -201,9 +202,23 @@ class Steps(IterableDataset, Generic[T]):
             name: Dealt.of(objective.options.shards or data.shards, data.lanes, seed)
             for name, objective in objectives.items()
         }
+        if rank == 0 and not data.cache:
+            self._warn_of_parts_elsewhere()
         self.order = {name: self._order_of(name) for name in objectives}
         self._first_step = resume.step if resume else 0
         self._positions = self._checked(resume) if resume else {}
+
+    def _warn_of_parts_elsewhere(self) -> None:
+        for name, dealt in self.dealt.items():
+            shares = [share for source in dealt.shares for lane in source for share in lane]
+            parts = max((one.parts for one in shares if is_remote(one.url)), default=1)
+            if parts > 1:
+                warnings.warn(
+                    f"objectives.{name}: fewer shards elsewhere than lanes: each is fetched "
+                    f"{parts} times for a lap, a part of it used; set data.cache to a folder "
+                    "with room for them, or data.lanes to their number",
+                    stacklevel=2,
+                )
 
     def _order_of(self, name: str) -> str:
         """Of all that the order of an objective's samples follows from, but for where they lie."""

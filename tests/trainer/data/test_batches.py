@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 import weakref
 from random import Random
 
@@ -130,6 +131,27 @@ def test_another_seed_gives_another_order(clean_shards):
         return [next(samples).key for _ in range(10)]
 
     assert first(0) == first(0) != first(1)
+
+
+def test_shards_elsewhere_that_are_fetched_many_times_are_told_of(clean_shards, tmp_path):
+    keep = {"keep": Preserve(Preserve.Options(batch_size=8), 0)}
+    elsewhere = [f"pipe:cat {path}" for path in expand([clean_shards])]
+    number = len(elsewhere)
+
+    def steps(shards, lanes: int, rank: int = 0, cache: str | None = None) -> Steps:
+        data = DataConfig(shards=shards, lanes=lanes, cache=cache)
+        return Steps(keep, data, 0, rank, 1, pytest.fail)
+
+    with pytest.warns(
+        UserWarning, match="objectives.keep: .* each is fetched 4 times .*data.cache"
+    ):
+        steps(elsewhere, 4 * number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(elsewhere, number)
+        steps(elsewhere, 4 * number, cache=str(tmp_path))
+        steps(elsewhere, 4 * number, rank=1)
+        steps([clean_shards], 4 * number)
 
 
 def test_a_missing_shard_is_named(tmp_path):
