@@ -23,6 +23,8 @@ from trainer.models.clip import Clip
 from trainer.models.original import Original
 from trainer.system.progress_bars import progress
 
+PROBE = "A photo of Zoë's 12 O'CLOCK hats, 写真."  # no two tokenizers make the same of it
+
 
 def known_embeddings(
     config: Config,
@@ -44,6 +46,7 @@ def known_embeddings(
         "architecture": clip.architecture,
         "prepare": asdict(clip.prepare),
         "precision": original.computed,
+        "tokens": clip.tokenize([PROBE]).tolist(),
     }
     towers = {Tower.TEXT: original.towers.text, Tower.IMAGE: original.towers.image}
     teachers = {tower: digest_of(one, beside) for tower, one in towers.items() if one is not None}

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from trainer.models import clip as clips
 from trainer.models.clip import Towers
 from trainer.models.encoder import ClipEncoder
 from trainer.models.original import Original
+from trainer.models.preprocess import Tokenizer
 from trainer.train import train
 
 BOTH = frozenset(Tower)
@@ -262,6 +264,15 @@ def test_where_there_are_none_it_says_so_and_of_whom_there_are(tiny_clip, config
     with pytest.raises(ValueError, match="has them of another teacher alone"):
         known_of(other, config, "data.embeddings=use")
     assert known_of(other, config) is not None and len(files(shards)) == 8
+
+
+def test_another_tokenizer_is_another_teacher(tiny_clip, config):
+    class Other(Tokenizer):
+        def __call__(self, texts):
+            return super().__call__([f"{text} x" for text in texts])
+
+    other = replace(tiny_clip, tokenize=Other(tiny_clip.tokenize._tokenizer))
+    assert known_of(tiny_clip, config).teachers != known_of(other, config).teachers
 
 
 def test_they_may_be_in_a_folder_of_their_own(tiny_clip, config, shards, tmp_path):
