@@ -171,7 +171,7 @@ class Objective:
     def accepts(self, sample: Sample) -> bool:
         """Veto a clean sample for every objective (say, a caption naming someone to forget).
 
-        Those of objectives that train no image tower come without a picture.
+        Those of objectives that read none (`reads_pictures`) come without a picture.
         """
         return True
 
