@@ -40,7 +40,7 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-KillWait=10
+KillWait=30
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
 InactiveLimit=0
 {nodes}

@@ -120,3 +120,12 @@ def test_preempted_while_it_starts_it_queues_itself_again(world, slurm):
     job.until(lambda: "preempted before there was anything to save" in job.told(), 180)
     job.until(lambda: job.has("JobState=COMPLETED"), 400)
     assert job.has("Restarts=1") and (job.folder / "results.json").exists()
+
+
+def test_cancelled_it_saves_and_is_not_queued_again(world, slurm):
+    job = Job(world, slurm, "cancelled", *LONG)
+    job.until(lambda: job.has_saved(10), 300)
+    job.slurms("scancel", job.number)
+    job.until(lambda: not (job.has("JobState=RUNNING") or job.has("JobState=COMPLETING")), 120)
+    assert "left after step" in job.told() and "is queued again" not in job.told()
+    assert job.has("JobState=CANCELLED") and job.has("Restarts=0")
