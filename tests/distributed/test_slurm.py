@@ -129,3 +129,12 @@ def test_cancelled_it_saves_and_is_not_queued_again(world, slurm):
     job.until(lambda: not (job.has("JobState=RUNNING") or job.has("JobState=COMPLETING")), 120)
     assert "left after step" in job.told() and "is queued again" not in job.told()
     assert job.has("JobState=CANCELLED") and job.has("Restarts=0")
+
+
+def test_what_is_to_begin_anew_does_so_once_and_goes_on_when_it_is_queued_again(world, slurm):
+    job = Job(world, slurm, "anew", *LONG, "checkpoint.resume=never")
+    job.until(lambda: job.has_saved(10), 300)
+    job.slurms("scancel", "--signal=USR1", job.number)
+    job.until(lambda: job.has("JobState=COMPLETED"), 600)
+    assert job.has("Restarts=1") and "goes on after step" in job.told()
+    assert not job.folder.with_name("anew.1").exists()

@@ -89,7 +89,9 @@ class Run:
         if self.accelerator.is_main_process:
             (self.folder / MARKER).write_text(f"{step}\n")
         self.accelerator.wait_for_everyone()
-        self.say(f"told to stop after step {step}; the same command goes on from there")
+        never = self.config.checkpoint.resume == "never"
+        how = "without checkpoint.resume=never " if never else ""
+        self.say(f"told to stop after step {step}; {how}the same command goes on from there")
         raise SystemExit(EXIT_CODE)
 
     def say(self, line: str) -> None:

@@ -384,6 +384,20 @@ def test_told_to_stop_before_its_first_step_a_run_saves_after_it(world):
     same_result(world, "soon")
 
 
+def test_a_run_that_is_never_to_go_on_tells_what_to_leave_out_that_it_does(world):
+    process = launched(world, "told-never", "checkpoint.resume=never", python=warm_python())
+    while not (world / "runs/told-never/config.yaml").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    tell_all(world / "runs/told-never", signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert (
+        "told to stop after step 1; without checkpoint.resume=never the same command goes on from "
+        "there" in text
+    )
+    assert "goes on after step 1" in finished(world, "told-never")
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_cut_off_and_one_where_two_were(world):
     killed(world, "one-then-two", 8)
