@@ -44,11 +44,11 @@ class Job:
     def __init__(self, folder: Path, slurm: dict[str, str], name: str, *overrides: str):
         self._folder, self._environment = folder, slurm | {
             "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
-            "LAUNCH_OPTIONS": "--mixed_precision no", "OUTPUT": f"runs/{name}",
+            "LAUNCH_OPTIONS": "--mixed_precision no",
         }  # fmt: skip
         batch = ["sbatch", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1"]
         script = [str(REPOSITORY / "launch/slurm.sbatch"), str(REPOSITORY / "launch/ddp.yaml")]
-        run = ["train", "configs/strategies.yaml", *SMALL, *overrides]
+        run = ["train", "configs/strategies.yaml", *SMALL, f"output=runs/{name}", *overrides]
         self.number = self.slurms(*batch, *script, *run)
         self.folder = folder / "runs" / name
 

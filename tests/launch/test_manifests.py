@@ -88,15 +88,29 @@ def test_slurm_is_asked_for_one_launcher_a_node_a_warning_and_another_try():
 
 
 @pytest.mark.parametrize(
-    ("command", "given", "folder"),
-    [("train", "", "runs/my"), ("evaluate", "", "runs/my-evaluate"), ("train", "a/b", "a/b")],
+    ("own", "arguments", "given", "folder"),
+    [
+        ("", "train", "", "runs/my"),
+        ("", "evaluate", "", "runs/my-evaluate"),
+        ("output: 'a b/c'  # a disk of its own", "train steps=4", "", "a b/c"),
+        ("output: a/b", "evaluate", "", "runs/my-evaluate"),  # in a/b it trained
+        ("output:", "train", "", "runs/my"),
+        ("plugins: [x.py]\ndata: {output: no}", "train", "", "runs/my"),
+        ("output: a/b", "train output=c steps=4 output=/d/e", "", "/d/e"),
+        ("", "evaluate output=c", "", "c"),
+        ("output: a/b", "train output=c", "d/e", "d/e"),
+    ],
 )
-def test_what_does_not_train_has_a_folder_of_its_own_on_slurm(command, given, folder):
-    own = SCRIPT[SCRIPT.index("output=runs") : SCRIPT.index("marker=$output")]
-    script = f"set -euo pipefail; command={command} config=configs/my.yaml; {own} echo $output"
+def test_on_slurm_a_runs_folder_is_the_one_that_was_asked_for(
+    tmp_path, own, arguments, given, folder
+):
+    (tmp_path / "my.yaml").write_text(f"steps: 4\n{own}\n")
+    its_own = SCRIPT[SCRIPT.index("output=runs") : SCRIPT.index("marker=$output")]
+    command, *overrides = arguments.split()
+    script = f"set -euo pipefail; command={command} config=my.yaml; {its_own} echo $output"
     done = subprocess.run(
-        ["bash", "-c", script], env=os.environ | ({"OUTPUT": given} if given else {}),
-        capture_output=True, text=True, check=True,
+        ["bash", "-c", script, "slurm.sbatch", *overrides], cwd=tmp_path, text=True, check=True,
+        env=os.environ | {"OUTPUT": given, "PYTHON": sys.executable}, capture_output=True,
     )  # fmt: skip
     assert done.stdout == f"{folder}\n"
 
