@@ -36,7 +36,12 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
+# Less than a run's libraries take: a job that asks for no memory is ended when it has more.
+DefMemPerCPU=100
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
@@ -68,7 +73,8 @@ def cluster(folder: Path, nodes: int = 2) -> Iterator[dict[str, str]]:
     host = socket.gethostname().split(".")[0]
     ports = free_ports(1 + nodes)
     lines = [
-        f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1 + i]} CPUs=1"
+        f"NodeName=node{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1 + i]} CPUs=1 "
+        "RealMemory=65536"
         for i in range(nodes)
     ]
     (folder / "state").mkdir()

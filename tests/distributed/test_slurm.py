@@ -138,3 +138,12 @@ def test_what_is_to_begin_anew_does_so_once_and_goes_on_when_it_is_queued_again(
     job.until(lambda: job.has("JobState=COMPLETED"), 600)
     assert job.has("Restarts=1") and "goes on after step" in job.told()
     assert not job.folder.with_name("anew.1").exists()
+
+
+def test_it_may_use_all_memory_of_its_nodes_where_slurm_ends_who_has_more_than_a_default(
+    world, slurm
+):
+    job = Job(world, slurm, "large", "steps=4")
+    job.until(lambda: job.has("JobState=COMPLETED") or job.has("JobState=FAILED"), 300)
+    assert job.has("JobState=COMPLETED"), job.told()
+    assert job.has("mem=128G")  # of two nodes
