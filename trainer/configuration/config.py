@@ -57,12 +57,24 @@ class Config:
     def trains_temperature(self) -> bool:
         return any(one.trains_temperature for one in self.objectives.values())
 
+    @property
+    def steps_follow_people(self) -> bool:
+        """Whether they are as many as `auto` gives, and so would be others for other people."""
+        return self.steps == _auto_steps(self.objectives)
+
     def resolved(self) -> dict[str, Any]:
         """Plain data, every default written out; as a file it gives the same run again."""
         return {field.name: _plain(vars(self)[field.name]) for field in fields(self)}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+
+def _auto_steps(objectives: Mapping[str, Objective]) -> int:
+    return max(
+        steps_for(one.num_identities, by_pictures=Tower.IMAGE in one.towers)
+        for one in objectives.values()
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -133,10 +145,7 @@ def _validated(raw: dict[str, Any], base: Path, name: str, problems: list[str]) 
             raise ConfigError(
                 "steps: auto counts people to forget, and there are none; give a number"
             )
-        rest["steps"] = max(
-            steps_for(one.num_identities, by_pictures=Tower.IMAGE in one.towers)
-            for one in made["objectives"].values()
-        )
+        rest["steps"] = _auto_steps(made["objectives"])
     rest |= {"trackers": tuple(file.trackers), "plugins": tuple(str(p.resolve()) for p in local)}
     return Config(**made, **rest)
 

@@ -57,11 +57,9 @@ class Claim:
                 f"output: {self._folder} is of a run that trained; name another to measure in"
             )
         (self._folder / MARKER).unlink(missing_ok=True)
-        may_go_on = self._config.checkpoint.resume == "auto" and self._was_cut_off()
-        saved = find(self._folder / CHECKPOINTS) if may_go_on else None
         self._ask()
+        saved = self._cut_off() if self._config.checkpoint.resume == "auto" else None
         if saved:
-            self._check_asked()
             cut_metrics(self._folder / METRICS, saved.step)
             for aside in (self._folder / CHECKPOINTS).glob("step-*.tmp"):  # a save that was cut off
                 shutil.rmtree(aside, ignore_errors=True)
@@ -91,10 +89,18 @@ class Claim:
                 "restore the rosters, or begin anew with checkpoint.resume=never"
             )
 
-    def _was_cut_off(self) -> bool:
-        """Before its report, the last that it writes; and of this configuration."""
-        written = self._folder / CONFIG
-        return not (self._folder / REPORT).exists() and written.exists() and not self._changes()
+    def _cut_off(self) -> Saved | None:
+        """What a run of this configuration that was cut off goes on from; cut off is one before its
+        report, the last that it writes. Raises ValueError where it was to forget other people."""
+        if (self._folder / REPORT).exists() or not (self._folder / CONFIG).exists():
+            return None
+        changes = self._changes()
+        # Where steps are counted from people, other people alone make them others.
+        is_by_people = changes == ["steps"] and self._config.steps_follow_people
+        saved = find(self._folder / CHECKPOINTS) if not changes or is_by_people else None
+        if saved:
+            self._check_asked()
+        return None if changes else saved
 
     def _changes(self) -> list[str]:
         """The options that are not those of the run in the folder, of what its result follows

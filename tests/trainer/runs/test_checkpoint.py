@@ -121,6 +121,20 @@ def test_who_joins_a_roster_meanwhile_is_not_said_to_be_forgotten(world):
     assert "goes on after step" in finished(world, "joined", *options)
 
 
+def test_other_people_who_are_given_other_steps_by_their_number_are_refused_as_well(world):
+    asked, counted = world / "counted.csv", "steps=auto"
+    options = [f"objectives.names.roster={asked}", "checkpoint.keep=1"]
+    people = [f"Zebulon Quimby{chr(97 + i)}" for i in range(20)]
+    asked.write_text("\n".join(["name", *people[:2]]))
+    killed(world, "counted", 8, *options, counted)
+    asked.write_text("\n".join(["name", *people]))
+    process = launched(world, "counted", *options, counted, python=warm_python())
+    assert "other people are to be forgotten now than when it began" in process.communicate()[0]
+    assert process.returncode == 2 and not (world / "runs/counted.1").exists()
+    # Who names another number begins anew, whoever is to be forgotten.
+    assert "of another steps, is kept as runs/counted.1" in finished(world, "counted", *options)
+
+
 def test_the_same_run_gives_the_same_weights_bit_for_bit(world):
     finished(world, "again")
     same_result(world, "again")
