@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ MODEL, OPTIMIZER, RANDOM, STATE, CONFIG, MANIFEST = (
     "student.safetensors", "optimizer.safetensors", "random.pt", "state.json", "config.yaml",
     "manifest.json",
 )  # fmt: skip
+NAME = re.compile("step-[0-9]{8,}")
 FILES = (MODEL, OPTIMIZER, RANDOM, STATE, CONFIG)  # of which the manifest holds digests
 
 
@@ -140,8 +142,12 @@ def _losses(state: dict) -> list[dict[str, float]]:
 
 
 def whole(folder: Path) -> list[Path]:
-    """Those that were written to their end, whatever happened to them since."""
-    return [one for one in folder.glob("step-*") if one.suffix != ".tmp" and one.is_dir()]
+    """Those that were written to their end, whatever happened to them since.
+
+    Not what somebody keeps beside them under a name of their own, as `step-best`: it would be taken
+    for the newest, or removed.
+    """
+    return [one for one in folder.glob("step-*") if NAME.fullmatch(one.name) and one.is_dir()]
 
 
 def _damage(folder: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,23 @@ def test_losses_that_are_not_logged_yet_are_those_of_all_ranks_however_many_go_o
     manifest["files"][STATE] = sha256_of(folder / STATE)
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert find(tmp_path).window(CPU) == [{"a/one": 1.0}, {"a/one": 1.25}]
+
+
+def test_a_copy_under_a_name_of_its_own_is_neither_gone_on_from_nor_removed(tmp_path):
+    weight = nn.Parameter(torch.ones(2))
+    spread = Spread({"weight": weight}, SimpleNamespace(optimizer=torch.optim.AdamW([weight])))
+    options = CheckpointConfig(keep=2)
+    saves = Checkpoints(tmp_path, options, spread, Accelerator(cpu=True), "", None)
+    own = "step-best", "step-00000001-good", "step-00000001.old", "step-7"
+    for step in (1, 2, 3):
+        saves.save(step, {}, {}, {}, Skips(), [])
+        saves.wait()
+        if step == 1:
+            for name in own:
+                shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
+        assert find(tmp_path).step == step
+    found = sorted(one.name for one in tmp_path.iterdir())
+    assert found == sorted([*own, "step-00000002", "step-00000003"])
 
 
 @pytest.fixture
