@@ -18,7 +18,12 @@ from trainer.listing import describe_plugins
 from trainer.people.deletion import certificate, roster
 from trainer.registry import load_plugins
 from trainer.system.failures import is_of_the_others
-from trainer.system.files import NotWritten, is_full
+from trainer.system.files import (
+    MORE_SHARED_MEMORY,
+    NotWritten,
+    is_full,
+    is_shared_memory_full,
+)
 
 # What the user can mend: a message is enough. Anything else is our mistake and keeps its traceback.
 USER_MISTAKES = (
@@ -179,11 +184,16 @@ def main() -> None:
             raise
         _leave(str(error), 2, is_told=_is_first_to_tell(str(error)))
     except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else ""
+        cause = _line_of(error)
         # Each says it: the first process may be the one that is not heard.
         if is_of_the_others(error):
             _leave_alone(
                 f"lost the others: {cause}", "the same command goes on from the last checkpoint"
+            )
+        if is_shared_memory_full(error):
+            _leave_alone(
+                f"has no room in /dev/shm: {cause}",
+                f"{MORE_SHARED_MEMORY}, then give the same command again",
             )
         if is_full(error):
             _leave_alone(
@@ -206,6 +216,12 @@ def _check_installed() -> None:
             f"clip-unlearn runs from {found}, but is not installed in this Python: "
             f"pip install -e {found}"
         ) from None
+
+
+def _line_of(error: Exception) -> str:
+    """What it says; of a loader worker's, which tells where first, its last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1 if "loader worker" in lines[0].lower() else 0]
 
 
 def _leave_alone(what: str, then: str) -> NoReturn:

@@ -18,6 +18,7 @@ BREAKING = '''
 import math
 import os
 
+import torch
 from trainer import Evaluation, Objective, Pair, Tower, cosine_distance, hookimpl, share_rows
 
 ALONE = os.environ.get("RANK") == "1"
@@ -90,6 +91,15 @@ class Refusing(NotFinite):
         return loss
 
 
+class Hungry(NotFinite):
+    """Wants more shared memory than there is."""
+
+    kind = "hungry"
+
+    def pair(self, clean, turn, rng):
+        torch.UntypedStorage._new_shared(1 << 50)
+
+
 @hookimpl
 def trainer_evaluations():
     return [Broken, BrokenAlone]
@@ -97,7 +107,7 @@ def trainer_evaluations():
 
 @hookimpl
 def trainer_objectives():
-    return [NotFinite, Steep, Refusing]
+    return [NotFinite, Steep, Refusing, Hungry]
 '''
 BREAKS = ["plugins=[../breaking.py]", "timeout_seconds=600", "steps=6", "checkpoint.every=2"]
 
@@ -121,8 +131,8 @@ def test_an_evaluation_that_raises_on_one_process_or_all_ends_alone_and_the_run_
         "broken/on_all", "broken_alone/on_one",
     }  # fmt: skip
     for name, why in (
-        ("broken/on_all", "KeyError (breaking.py:17)"),
-        ("broken_alone/on_one", "OSError: Input/output error (breaking.py:28), on process 1 alone"),
+        ("broken/on_all", "KeyError (breaking.py:18)"),
+        ("broken_alone/on_one", "OSError: Input/output error (breaking.py:29), on process 1 alone"),
     ):
         told = [one for one in results["failed"] if one["evaluation"] == name]
         assert [one["step"] for one in told] == [0, 4, 6]
@@ -149,6 +159,18 @@ def test_a_mistake_that_processes_find_is_told_once_whoever_finds_it(world, on_a
     text = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert text.count("no use of what this process read") == 1 and "in teach" not in text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_full_shared_memory_is_told_as_such_with_its_mend(world, workers):
+    hungry = ["objectives.odd={kind: hungry, batch_size: 8}", f"data.workers={workers}"]
+    process = launched(world, f"hungry-{workers}", *BREAKS, *hungry, python=warm_python())
+    text = process.communicate(timeout=120)[0]
+    (line,) = [one for one in text.splitlines() if one.startswith("process 0")]
+    assert line.startswith("process 0 has no room in /dev/shm: ")
+    assert "unable to allocate shared memory(shm)" in line
+    assert "docker: --shm-size 8g" in line and "data.workers=0" in line
+    assert process.returncode == 1 and "Traceback" not in text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from trainer.api import Objective, Pair, Sample, Tower
 from trainer.configuration.sections import DataConfig
 from trainer.data.known_embeddings import KnownEmbeddings
 from trainer.data.loader import PREFETCH, draw
-from trainer.data.pixels import PART, Pixels, PixelWriter, Slots
+from trainer.data.pixels import PART, Pixels, PixelWriter, Slots, slot_bytes
 from trainer.data.skips import Skips
 from trainer.data.steps import Positions, Steps, StreamState, check_sizes
 from trainer.models.clip import Clip
@@ -185,6 +185,24 @@ class BatchBuilder:
         return Batch(tokens, pixels, rows, skips, positions, shards, (text, image))
 
 
+def _slots_each(objectives: Mapping[str, Objective], data: DataConfig, ranks: int) -> int:
+    """Of a worker, for its share of the pictures of each step that it or the parent has."""
+    share = ranks * max(1, data.workers)  # of a step's pictures a worker's, about
+    num = sum(
+        math.ceil(one.options.batch_size / share)
+        for one in objectives.values()
+        if Tower.IMAGE in one.towers
+    )
+    return (PREFETCH + IN_HAND) * math.ceil(num / PART)
+
+
+def shared_bytes(
+    objectives: Mapping[str, Objective], data: DataConfig, size: tuple[int, int], ranks: int
+) -> int:
+    """Shared memory that a process takes for its workers. size: of a picture."""
+    return data.workers * _slots_each(objectives, data, ranks) * slot_bytes(size)
+
+
 class Batches:
     """This rank's batches without end, from step 0 or where the saved state stands.
 
@@ -205,13 +223,7 @@ class Batches:
         known: KnownEmbeddings | None = None,
     ):
         check_sizes(objectives, data.lanes, ranks)
-        share = ranks * max(1, data.workers)  # of a step's pictures a worker's, about
-        num = sum(
-            math.ceil(one.options.batch_size / share)
-            for one in objectives.values()
-            if Tower.IMAGE in one.towers
-        )
-        slots = Slots(data.workers, (PREFETCH + IN_HAND) * math.ceil(num / PART), clip.prepare.size)
+        slots = Slots(data.workers, _slots_each(objectives, data, ranks), clip.prepare.size)
         build = partial(BatchBuilder, list(objectives), clip.tokenize, clip.prepare, slots, known)
         min_side = max(clip.prepare.size)
         steps = Steps(objectives, data, seed, rank, ranks, build, min_side, resume)

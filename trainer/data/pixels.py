@@ -59,13 +59,18 @@ class Pixels:
         return found[0] if len(found) == 1 else torch.cat(found)
 
 
+def slot_bytes(size: tuple[int, int]) -> int:
+    return math.prod((PART, *size, 3))
+
+
 class Slots:
-    """Every worker's own `num_each`. Pages are taken when first written to: more cost nothing."""
+    """Every worker's own `num_each`. Each costs its memory from the start, used or not: torch
+    reserves what is shared, lest a worker die of a bus error when it writes there."""
 
     def __init__(self, num_workers: int, num_each: int, size: tuple[int, int]):
         self._num_each = num_each
         shape = (num_workers * num_each, PART, *size, 3)
-        self._pixels = new_shared(*shape)  # `share_memory_` would copy, and so take all pages
+        self._pixels = new_shared(*shape)  # `share_memory_` would make it twice, and copy
         self._states = torch.full(shape[:1], FREE, dtype=torch.uint8).share_memory_()
 
     def take(self, worker: int) -> int | None:

@@ -15,6 +15,7 @@ from open_clip.factory import parse_model_name
 
 from trainer.api import BadSample
 from trainer.configuration.config import Config, load_config
+from trainer.data.batches import shared_bytes
 from trainer.data.captions import LINES, PARQUET
 from trainer.data.readers import EMPTY, Reading, Share, read_share
 from trainer.data.remote import Patience
@@ -31,10 +32,11 @@ from trainer.doctor.diagnosis import (
     warn,
 )
 from trainer.doctor.installation import installation, versions
-from trainer.doctor.machine import gpus, open_files, room, shared_memory
+from trainer.doctor.machine import SHARED_BYTES, gpus, open_files, room, shared_memory
 from trainer.doctor.peers import Peers, Process
 from trainer.doctor.reachability import all_reduce, backends, is_hung, shared_file, unanswered
 from trainer.models import clip as clips
+from trainer.models.clip import Clip
 from trainer.strategies.launching import Launch
 from trainer.system.addresses import shown
 from trainer.system.lock import beside, hold
@@ -117,17 +119,19 @@ def leave(code: int) -> None:
 def of_host(process: Process) -> Iterator[Finding]:
     yield from installation()
     yield from gpus(process.local_ranks)
-    yield from shared_memory(process.local_ranks)
     yield from open_files()
 
 
-def run_bytes(config: Config) -> int | None:
-    """What a run writes: each checkpoint holds the trained weights and two moments of each, one
-    more is written than is kept, and the model is exported. None: the model would have to be
-    fetched. Raises ValueError or OSError where a run would."""
+def weightless(config: Config) -> Clip | None:
+    """None: the model would have to be fetched. Raises ValueError or OSError where a run would."""
     if parse_model_name(config.model.name)[0] == "hf-hub":
         return None
-    clip = clips.load(config.model, weightless=True)
+    return clips.load(config.model, weightless=True)
+
+
+def run_bytes(config: Config, clip: Clip) -> int:
+    """What a run writes: each checkpoint holds the trained weights and two moments of each, one
+    more is written than is kept, and the model is exported. Raises ValueError where a run would."""
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     exported = sum(p.numel() for p in clip.model.parameters())
@@ -138,6 +142,7 @@ def run_bytes(config: Config) -> int | None:
 
 def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
     if config is None:
+        yield from shared_memory(process.local_ranks)
         yield from room(Path("runs"), None)
         return
     yield ok(f"the configuration is valid; output goes to {config.output}")
@@ -151,10 +156,16 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
     wanted: int | None = 0
+    shared = SHARED_BYTES
     try:
-        wanted = run_bytes(config)
+        clip = weightless(config)
+        wanted = run_bytes(config, clip) if clip else None
+        if clip:
+            size = clip.prepare.size
+            shared = shared_bytes(config.objectives, config.data, size, process.ranks)
     except (ValueError, OSError) as error:
         yield fail(str(error), "set model.name, model.pretrained and model.freeze")
+    yield from shared_memory(process.local_ranks, bytes_each=shared)
     yield from room(config.output, wanted)
     if process.rank == 0:
         yield from in_use(config.output)

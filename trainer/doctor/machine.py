@@ -15,12 +15,14 @@ import torch
 
 from trainer.doctor.diagnosis import Finding, fail, ok, warn
 from trainer.strategies.launching import is_cpu_asked_for
+from trainer.system.files import MORE_SHARED_MEMORY
 
 DRIVER = Path("/proc/driver/nvidia/version")
 SHARED_MEMORY = Path("/dev/shm")
 # The oldest driver that serves a CUDA release line (NVIDIA's minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-# A process's loader workers hold some steps' pictures ready: 6 x 512 x 224 x 224 x 3 bytes.
+# A process's loader workers hold some steps' pictures ready: 6 x 512 x 224 x 224 x 3 bytes, where
+# no configuration says how many of which size.
 SHARED_BYTES = 460_000_000
 OPEN_FILES = 1024  # a process
 LARGE_RUN_BYTES = 20_000_000_000  # two checkpoints of ViT-L/14 and the model
@@ -95,19 +97,16 @@ def _working_gpus(num_processes: int, driver: str | None) -> Iterator[Finding]:
         yield warn("a GPU here does not multiply in bfloat16", "launch with --mixed_precision no")
 
 
-def shared_memory(num_processes: int, folder: Path = SHARED_MEMORY) -> Iterator[Finding]:
-    """Through it loader workers hand pictures over; where it is full they die of a bus error."""
-    wanted = num_processes * SHARED_BYTES
+def shared_memory(
+    num_processes: int, folder: Path = SHARED_MEMORY, bytes_each: int = SHARED_BYTES
+) -> Iterator[Finding]:
+    """Through it loader workers hand pictures over; where it is full the run ends."""
+    wanted = num_processes * bytes_each
     free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-    if free < wanted:
-        yield warn(
-            f"{folder} has {size_of(free)} free, {num_processes} processes may want "
-            f"{size_of(wanted)}",
-            "make it larger (docker: --shm-size 8g; Kubernetes: an emptyDir of medium Memory), "
-            "or set data.workers=0",
-        )
-    else:
-        yield ok(f"{folder} has {size_of(free)} free")
+    what = f"{folder} has {size_of(free)} free"
+    if wanted:
+        what += f", {num_processes} processes may want {size_of(wanted)}"
+    yield warn(what, MORE_SHARED_MEMORY) if free < wanted else ok(what)
 
 
 def open_files(wanted: int = OPEN_FILES) -> Iterator[Finding]:

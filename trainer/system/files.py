@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+MORE_SHARED_MEMORY = (
+    "make it larger (docker: --shm-size 8g; Kubernetes: an emptyDir of medium Memory), or set "
+    "data.workers=0"
+)
 
 
 class NotWritten(OSError):
@@ -47,6 +51,13 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL
     return any(os.strerror(number) in str(error) for number in FULL)
+
+
+def is_shared_memory_full(error: BaseException) -> bool:
+    """No room in /dev/shm: the system's words are a full disk's, but to free some of that helps
+    nobody. Where pages are missing, a worker dies of a bus error, which torch explains."""
+    said = str(error)
+    return "out of shared memory" in said or ("shared memory" in said and is_full(error))
 
 
 def sha256_of(path: Path) -> str:

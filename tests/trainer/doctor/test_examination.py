@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.conftest import REPOSITORY, TINY
 from tests.warm_python import warm_python
 from trainer.configuration.config import load_config
-from trainer.doctor.examination import examine, run_bytes
+from trainer.doctor.examination import examine, run_bytes, weightless
 
 
 def free_port() -> str:
@@ -105,9 +105,23 @@ def test_what_a_run_will_write_is_known_of_a_tag_as_well(clean_shards, tmp_path)
     model = {"name": "ViT-L-14", "pretrained": "laion2b_s32b_b82k"}
     keep = {"kind": "preserve", "batch_size": 8, "towers": ["text"]}
     path = write_config(tmp_path, clean_shards, objectives={"keep": keep}, model=model)
-    assert run_bytes(load_config(path)) == pytest.approx(3 * 12 * 123.7e6 + 4 * 427.6e6, rel=0.01)
+    config = load_config(path)
+    clip = weightless(config)
+    assert run_bytes(config, clip) == pytest.approx(3 * 12 * 123.7e6 + 4 * 427.6e6, rel=0.01)
     once = load_config(path, ["checkpoint.every=null", "export.dtype=float16"])
-    assert run_bytes(once) == pytest.approx(12 * 123.7e6 + 2 * 427.6e6, rel=0.01)
+    assert run_bytes(once, clip) == pytest.approx(12 * 123.7e6 + 2 * 427.6e6, rel=0.01)
+
+
+def test_shared_memory_is_counted_as_the_configuration_takes_it(clean_shards, tmp_path, capsys):
+    """Six slots of 64 pictures for each worker, or as many more as its share of a step needs."""
+    path = write_config(tmp_path, clean_shards)
+    slots = 6 * 64 * 64 * 64 * 3
+    for options, count in (([], 2), (["objectives.keep.batch_size=520", "data.workers=4"], 4 * 3)):
+        examine(path, options, 1.0)
+        assert f"processes may want {count * slots / 1e6:.1f} MB" in capsys.readouterr().out
+    for without in ("data.workers=0", "objectives.keep.towers=[text]"):
+        examine(path, [without], 1.0)
+        assert "may want" not in capsys.readouterr().out
 
 
 def test_a_frozen_name_that_is_not_there_is_told(clean_shards, tmp_path, capsys):
