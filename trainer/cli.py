@@ -17,7 +17,7 @@ from trainer.doctor.command import doctor
 from trainer.listing import describe_plugins
 from trainer.people.deletion import certificate, roster
 from trainer.registry import load_plugins
-from trainer.system.failures import is_of_the_others
+from trainer.system.failures import TRACEBACK, is_meant, is_of_the_others, traceback_of
 from trainer.system.files import (
     MORE_SHARED_MEMORY,
     NotWritten,
@@ -25,7 +25,8 @@ from trainer.system.files import (
     is_shared_memory_full,
 )
 
-# What the user can mend: a message is enough. Anything else is our mistake and keeps its traceback.
+# What the user can mend: a message is enough. Anything else is our mistake, and it is told where it
+# came up.
 USER_MISTAKES = (
     ValueError,  # ConfigError, PluginError, and what a model or a shard is refused with
     FileExistsError,
@@ -166,7 +167,8 @@ def plugins(local: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """The user's mistakes: one message, of one rank, exit code 2; ours keep their traceback."""
+    """The user's mistakes: one message, of one rank, exit code 2; ours are told with where they
+    came up, but no words that may quote a name."""
     try:
         _check_installed()
         load_plugins().add_commands(cli)
@@ -180,8 +182,10 @@ def main() -> None:
     except (FloatingPointError, NotWritten) as error:  # the run diverged; it cannot save
         _leave(str(error), 1)
     except USER_MISTAKES as error:
-        if os.environ.get("CLIP_UNLEARN_TRACEBACK"):
+        if os.environ.get(TRACEBACK):
             raise
+        if isinstance(error, ValueError) and not is_meant(error):  # Python's own, of our mistake
+            _leave(traceback_of(error), 1, is_told=True)
         _leave(str(error), 2, is_told=_is_first_to_tell(str(error)))
     except Exception as error:
         cause = _line_of(error)
@@ -201,7 +205,9 @@ def main() -> None:
             )
         if isinstance(error, OSError) and error.filename:  # a disk that is read-only, gone, ...
             _leave_alone(f"cannot go on: {cause}", "see to it, then give the same command again")
-        raise
+        if os.environ.get(TRACEBACK):
+            raise
+        _leave(traceback_of(error), 1, is_told=True)
     else:
         sys.exit(code if isinstance(code, int) else 0)  # --help, or a plugin's ctx.exit(code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,28 @@ class Refusing(NotFinite):
         return loss
 
 
+class Naming(NotFinite):
+    """Looks up somebody whom it does not know."""
+
+    kind = "naming"
+
+    class Options(NotFinite.Options):
+        at: str
+
+    def pair(self, clean, turn, rng):
+        if self.options.at == "pair":
+            {}["Somebody's Name"]
+        return super().pair(clean, turn, rng)
+
+    def loss_fn(self, teacher):
+        def loss(student, taught):
+            if self.options.at == "list":
+                [].index("Somebody's Name")
+            raise KeyError("Somebody's Name")
+
+        return loss
+
+
 class Hungry(NotFinite):
     """Wants more shared memory than there is."""
 
@@ -107,7 +130,7 @@ def trainer_evaluations():
 
 @hookimpl
 def trainer_objectives():
-    return [NotFinite, Steep, Refusing, Hungry]
+    return [NotFinite, Steep, Refusing, Hungry, Naming]
 '''
 BREAKS = ["plugins=[../breaking.py]", "timeout_seconds=600", "steps=6", "checkpoint.every=2"]
 
@@ -159,6 +182,30 @@ def test_a_mistake_that_processes_find_is_told_once_whoever_finds_it(world, on_a
     text = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert text.count("no use of what this process read") == 1 and "in teach" not in text
+
+
+@pytest.mark.parametrize(
+    ("at", "workers", "said"),
+    [
+        ("pair", 0, "KeyError: ("), ("pair", 1, "KeyError: ("), ("loss", 0, "KeyError: ("),
+        ("list", 0, "ValueError: ("),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_plugin_is_told_with_its_place_and_without_a_name(
+    world, monkeypatch, at, workers, said
+):
+    naming = [f"objectives.odd={{kind: naming, batch_size: 8, at: {at}}}"]
+    naming += [f"data.workers={workers}"]
+    name = f"naming-{at}-{workers}"
+    process = launched(world, name, *BREAKS, *naming, python=warm_python())
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1 and "Somebody" not in text
+    assert re.search(rf'breaking.py", line \d+, in {"pair" if at == "pair" else "loss"}\n', text)
+    assert said in text
+    if workers:
+        monkeypatch.setenv("CLIP_UNLEARN_TRACEBACK", "1")
+        process = launched(world, name, *BREAKS, *naming, python=warm_python())
+        assert "Somebody's Name" in process.communicate(timeout=120)[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -188,7 +188,18 @@ def test_a_run_that_diverges_ends_with_code_1(call, failing_commands):
 
 
 @pytest.mark.parametrize("error", ["RuntimeError", "KeyError", "AssertionError", "OSError"])
-def test_our_own_mistakes_keep_their_traceback(call, failing_commands, error):
+def test_our_own_mistakes_are_told_with_where_they_came_up(
+    call, failing_commands, monkeypatch, error
+):
+    code, _, told = call("fail", error)
+    assert code == 1 and "Traceback (most recent call last)" in told
+    assert 'mine_failing_commands.py", line ' in told and "in fail" in told
+    last = told.rstrip().splitlines()[-1]
+    if error == "KeyError":  # of what was looked up, be it a name
+        assert "so it is" not in told and "CLIP_UNLEARN_TRACEBACK=1" in last
+    else:
+        assert last == f"{error}: so it is"
+    monkeypatch.setenv("CLIP_UNLEARN_TRACEBACK", "1")
     with pytest.raises(vars(builtins)[error], match="so it is"):
         call("fail", error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,8 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+
+from trainer.system.failures import is_meant, traceback_of
 
 PREFETCH = 4  # steps that each worker loads ahead
 T = TypeVar("T")
@@ -33,8 +34,10 @@ class Stopped:
 
     @staticmethod
     def by(error: Exception) -> Stopped:
-        told = "".join(traceback.format_exception(error))
-        return Stopped(str(error), told, isinstance(error, (ValueError, OSError)))
+        is_the_users = isinstance(error, OSError) or (
+            isinstance(error, ValueError) and is_meant(error)
+        )
+        return Stopped(str(error), traceback_of(error), is_the_users)
 
     def stop(self) -> NoReturn:
         whole = f"in a loader worker:\n{self.traceback}"

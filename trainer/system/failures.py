@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from trainer.system.files import is_full
 
 T = TypeVar("T")
+TRACEBACK = "CLIP_UNLEARN_TRACEBACK"  # in the environment: shows all, names as well
 WORKING, FAILED = 0, 1  # what ranks tell each other
 _listening: dist.ProcessGroup | None = None  # while `on_all_ranks` is at work
 
@@ -27,22 +29,56 @@ class _FailedElsewhere(BaseException):
     """Leaves the work in which another rank failed; nothing in there is to catch it."""
 
 
-def cause(error: BaseException) -> str:
-    """One line: the kind of error, what it says, where it came up.
+def is_meant(error: BaseException) -> bool:
+    """Whether what it says is meant for a reader, as the words of a `raise` in the code are.
 
-    It says nothing where Python's words might quote a name that was looked up or read: those of a
-    `raise` in the code are meant for a reader, and so are the system's and torch's.
+    Python's own might quote a name that was looked up or read, and so might who raises a KeyError.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    is_meant = bool(frames) and (frames[-1].line or "").startswith("raise ")
-    is_meant = is_meant and not isinstance(error, LookupError)
-    words = ""
-    if isinstance(error, OSError) and error.strerror:
-        words = error.strerror
-    elif is_meant or isinstance(error, RuntimeError) or is_full(error):
-        words = next(iter(str(error).splitlines()), "")
+    is_raised = bool(frames) and (frames[-1].line or "").startswith("raise ")
+    return is_raised and not isinstance(error, LookupError)
+
+
+def cause(error: BaseException) -> str:
+    """One line: the kind of error, what it says where that quotes no name, where it came up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    words = next(iter(_words(error).splitlines()), "")
     said = f"{type(error).__name__}: {words}" if words else type(error).__name__
     return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else said
+
+
+def _words(error: BaseException) -> str:
+    """What it says; nothing where it might quote a name. The system's and torch's quote none."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if is_meant(error) or isinstance(error, RuntimeError) or is_full(error):
+        return str(error)
+    return ""
+
+
+def traceback_of(error: BaseException) -> str:
+    """Of an error and what led to it the files, lines and functions, as Python shows them; what
+    they say where that quotes no name. All of it where the environment asks for that."""
+    if os.environ.get(TRACEBACK):
+        return "".join(traceback.format_exception(error))
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return "\nwhich led to\n\n".join(_frames_of(one) for one in reversed(chain))
+
+
+def _frames_of(error: BaseException) -> str:
+    # Without the lines' text, in which a name may be written.
+    frames = [
+        (one.filename, one.lineno or 0, one.name, "")
+        for one in traceback.extract_tb(error.__traceback__)
+    ]
+    shown = "".join(traceback.format_list(frames))
+    words = _words(error) or (str(error) and f"(may quote a name; {TRACEBACK}=1 shows what)")
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return f"Traceback (most recent call last):\n{shown}{said}\n"
 
 
 def is_of_the_others(error: BaseException) -> bool:
