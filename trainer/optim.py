@@ -28,6 +28,7 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.O
     No weight decay on vectors (norms, biases, the temperature). Each group has its highest rate as
     `initial_lr`, as torch's own schedules name it. Raises ValueError where Muon moves nothing.
     """
+    check_movable(student, config)
     matrices = matrices_of(student) if config.kind == "muon" else frozenset()
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
@@ -41,15 +42,19 @@ def make_optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.O
         for (is_matrix, lr, decay), params in groups.items()
     ]
     by_muon, by_adamw = ([one for one in made if one["is_muon"] is on] for on in (True, False))
-    if config.kind == "muon" and not by_muon:
-        raise ValueError(
-            "optimizer.kind=muon moves the matrices of a tower's blocks, and none of those train "
-            "here; set optimizer.kind=adamw"
-        )
     adamw = None
     if by_adamw:
         adamw = torch.optim.AdamW(by_adamw, betas=config.betas, eps=config.eps, fused=True)
     return adamw if adamw and not by_muon else Muon(by_muon, adamw)
+
+
+def check_movable(student: nn.Module, config: OptimizerConfig) -> None:
+    """Raises ValueError where Muon moves nothing."""
+    if config.kind == "muon" and not matrices_of(student):
+        raise ValueError(
+            "optimizer.kind=muon moves the matrices of a tower's blocks, and none of those train "
+            "here; set optimizer.kind=adamw"
+        )
 
 
 def matrices_of(student: nn.Module) -> frozenset[nn.Parameter]:

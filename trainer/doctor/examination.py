@@ -37,6 +37,7 @@ from trainer.doctor.peers import Peers, Process
 from trainer.doctor.reachability import all_reduce, backends, is_hung, shared_file, unanswered
 from trainer.models import clip as clips
 from trainer.models.clip import Clip
+from trainer.optim import check_movable
 from trainer.strategies.launching import Launch
 from trainer.system.addresses import shown
 from trainer.system.lock import beside, hold
@@ -133,6 +134,7 @@ def run_bytes(config: Config, clip: Clip) -> int:
     """What a run writes: each checkpoint holds the trained weights and two moments of each, one
     more is written than is kept, and the model is exported. Raises ValueError where a run would."""
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
+    check_movable(student, config.optimizer)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     exported = sum(p.numel() for p in clip.model.parameters())
     checkpoints = 1 if config.checkpoint.every is None else config.checkpoint.keep + 1
@@ -164,7 +166,7 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
             size = clip.prepare.size
             shared = shared_bytes(config.objectives, config.data, size, process.ranks)
     except (ValueError, OSError) as error:
-        yield fail(str(error), "set model.name, model.pretrained and model.freeze")
+        yield fail(str(error), "see to model.name, model.pretrained and model.freeze")
     yield from shared_memory(process.local_ranks, bytes_each=shared)
     yield from room(config.output, wanted)
     if process.rank == 0:

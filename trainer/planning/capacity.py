@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from trainer.doctor.machine import size_of
-from trainer.strategies.launching import Launch, is_cpu_asked_for
+from trainer.strategies.launching import Launch
 
 # Of a GPU's memory: CUDA's own, NCCL's buffers, and gaps that the allocator cannot fill.
 SPARE = 0.1
@@ -24,7 +24,7 @@ class Capacity:
     @staticmethod
     def here(launch: Launch) -> Capacity:
         """Its GPUs' memory, or of its own the share of each process."""
-        if torch.cuda.is_available() and not is_cpu_asked_for():
+        if torch.cuda.is_available() and not launch.is_on_cpu:
             return Capacity(torch.cuda.mem_get_info()[1], "cuda")
         own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         num_local = int(os.environ.get("LOCAL_WORLD_SIZE", launch.num_devices))

@@ -16,6 +16,7 @@ from trainer.data.steps import check_sizes
 from trainer.doctor.machine import size_of
 from trainer.models import clip as clips
 from trainer.models.clip import Clip, Towers
+from trainer.optim import check_movable
 from trainer.planning.capacity import Capacity
 from trainer.planning.communication import sent_in_step
 from trainer.planning.plan import Sizes, kind_of, plan_of
@@ -46,6 +47,7 @@ def describe_run(config: Config, launch: Launch, capacity: Capacity) -> str:
     check_sizes(config.objectives, config.data.lanes, launch.num_devices, launch.parts)
     clip = clips.load(config.model, weightless=True)
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
+    check_movable(student, config.optimizer)
     data = config.data.model_copy(update={"workers": 0})  # one batch is not worth their start
     batch = next(Batches(config.objectives, data, clip, config.seed, 0, launch.num_devices))
     lines = [

@@ -20,7 +20,10 @@ STRATEGIES = ("one", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 @dataclass(frozen=True)
 class Launch:
-    """parts: backward passes a step. offloads: what ZeRO-3 keeps in the machine's memory."""
+    """parts: backward passes a step. offloads: what ZeRO-3 keeps in the machine's memory.
+
+    strategy: of STRATEGIES, or another that `check` refuses.
+    """
 
     strategy: str = "one"
     num_devices: int = 1
@@ -28,6 +31,8 @@ class Launch:
     parts: int = 1
     offloads_weights: bool = False
     offloads_moments: bool = False
+    is_compiled: bool = False
+    is_on_cpu: bool = False  # though there be GPUs
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,11 +54,7 @@ class Launch:
 
     def check(self, optimizer: OptimizerConfig) -> None:
         """Raises ValueError where what is configured cannot be launched so."""
-        if self.strategy not in STRATEGIES or self.precision not in PRECISIONS:
-            raise ValueError(
-                f"{self.strategy} in {self.precision} is not supported; launch by a file of "
-                f"launch/, with --mixed_precision {', '.join(PRECISIONS)}"
-            )
+        self.check_strategy()
         if optimizer.anchor and self.precision == "fp16":  # the pull would have to be scaled too
             raise ValueError(
                 "optimizer.anchor does not go with fp16; launch with --mixed_precision bf16 or no"
@@ -62,6 +63,23 @@ class Launch:
             raise ValueError(
                 "optimizer.kind=muon moves whole matrices, which DeepSpeed's ZeRO cuts into parts; "
                 "launch by launch/ddp.yaml or launch/fsdp2.yaml, or set optimizer.kind=adamw"
+            )
+
+    def check_strategy(self) -> None:
+        """The same of what does not follow from the configuration."""
+        if self.strategy == "fsdp1":
+            raise ValueError(
+                "FSDP of version 1 is not supported; set fsdp_version: 2, as launch/fsdp2.yaml does"
+            )
+        if self.strategy not in STRATEGIES or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"{self.strategy} in {self.precision} is not supported; launch by a file of "
+                f"launch/, with --mixed_precision {', '.join(PRECISIONS)}"
+            )
+        if self.is_compiled and self.strategy == "zero3":
+            raise ValueError(
+                "torch.compile does not go with ZeRO-3, whose weights come and go as a block runs; "
+                "launch without dynamo, or by launch/fsdp2.yaml"
             )
 
     def on(self, num_devices: int) -> Launch:
@@ -78,7 +96,7 @@ class Launch:
         num_devices = int(environment.get("WORLD_SIZE", "1"))
         strategy = "ddp" if num_devices > 1 else "one"
         if said.get("USE_FSDP") == "true":
-            strategy = "fsdp2"
+            strategy = f"fsdp{environment.get('FSDP_VERSION', '1')}"
         if said.get("USE_DEEPSPEED") == "true":
             strategy = f"zero{said.get('DEEPSPEED_ZERO_STAGE', '2')}"
         return Launch(
@@ -88,6 +106,8 @@ class Launch:
             _parts_said(environment),
             said.get("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none") != "none",
             said.get("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") != "none",
+            _is_backend(said.get("DYNAMO_BACKEND")),
+            is_cpu_asked_for(environment),
         )
 
     @staticmethod
@@ -97,11 +117,16 @@ class Launch:
         if not isinstance(said, dict) or "distributed_type" not in said:
             raise ValueError(f"{path} names no distributed_type; give a file of launch/")
         zero = said.get("deepspeed_config") or {}
+        fsdp, dynamo = (said.get(f"{name}_config") or {} for name in ("fsdp", "dynamo"))
         strategy = {
-            "NO": "one", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp", "FSDP": "fsdp2",
+            "NO": "one", "MULTI_CPU": "ddp", "MULTI_GPU": "ddp",
+            "FSDP": f"fsdp{fsdp.get('fsdp_version', 1)}",
             "DEEPSPEED": f"zero{zero.get('zero_stage', 2)}",
         }.get(str(said["distributed_type"]))  # fmt: skip
-        if strategy not in STRATEGIES:
+        # DeepSpeed's launcher hands on nothing of dynamo but what the environment says.
+        told = environment.get("ACCELERATE_DYNAMO_BACKEND")
+        backend = told if zero else dynamo.get("dynamo_backend")
+        if strategy is None:
             raise ValueError(
                 f"{path}: distributed_type {said['distributed_type']} is not supported; use DDP, "
                 "FSDP2 or DeepSpeed, as the files of launch/ do"
@@ -113,12 +138,19 @@ class Launch:
             int(zero.get("gradient_accumulation_steps") or _parts_said(environment)),
             zero.get("offload_param_device", "none") != "none",
             zero.get("offload_optimizer_device", "none") != "none",
+            _is_backend(backend),
+            bool(said.get("use_cpu")) or is_cpu_asked_for(environment),
         )
 
 
 def is_cpu_asked_for(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether accelerate is told to leave the GPUs alone."""
     return environment.get("ACCELERATE_USE_CPU", "").lower() in TRUE
+
+
+def _is_backend(name: str | None) -> bool:
+    """Of torch.compile."""
+    return (name or "no").lower() != "no"
 
 
 def _parts_said(environment: Mapping[str, str]) -> int:

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear  # torch's own: DeepSpeed puts another in its place
 
 from trainer.configuration.config import Config
+from trainer.strategies.launching import Launch
 from trainer.strategies.spread import Spread
 from trainer.strategies.zero import ZeroSpread
 from trainer.system.interruption import end_with_launcher
@@ -55,7 +56,9 @@ BUCKETS = {
 
 
 def start(config: Config) -> Accelerator:
-    """accelerate, as it was launched. Raises ValueError where the ranks do not find each other."""
+    """accelerate, as it was launched. Raises ValueError where that cannot be, or where the ranks do
+    not find each other."""
+    Launch.of_environment().check_strategy()
     end_with_launcher()
     has_device = torch.accelerator.is_available()
     uses_deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
@@ -86,17 +89,10 @@ def start(config: Config) -> Accelerator:
             f"{launched} processes were launched, but each finds {accelerator.num_processes}; "
             "use a file of launch/ that fits this machine"
         )
-    if accelerator.distributed_type not in SUPPORTED or (
-        accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
-    ):
+    if accelerator.distributed_type not in SUPPORTED:
         raise ValueError(
             f"{accelerator.distributed_type.value} is not supported; use DDP, FSDP2 "
             "(fsdp_version: 2) or DeepSpeed, as the files of launch/ do"
-        )
-    if is_compiled(accelerator) and _zero_stage(accelerator) == 3:
-        raise ValueError(
-            "torch.compile does not go with ZeRO-3, whose weights come and go as a block runs; "
-            "launch without dynamo, or by launch/fsdp2.yaml"
         )
     return accelerator
 

@@ -131,6 +131,14 @@ def test_a_frozen_name_that_is_not_there_is_told(clean_shards, tmp_path, capsys)
     assert "fail  " in (told := capsys.readouterr().out) and "text.tokens" in told
 
 
+def test_muon_without_a_matrix_to_move_is_told(clean_shards, tmp_path, capsys):
+    model = {"name": TINY, "freeze": ["*weight"]}
+    optimizer = {"lr": 1e-4, "kind": "muon"}
+    path = write_config(tmp_path, clean_shards, model=model, optimizer=optimizer)
+    assert examine(path, [], 1.0) == 1
+    assert "fail  optimizer.kind=muon moves the matrices" in capsys.readouterr().out
+
+
 HOLDING = """
 import sys
 from pathlib import Path

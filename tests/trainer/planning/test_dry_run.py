@@ -54,6 +54,11 @@ def test_of_what_muon_moves_there_is_one_moment(monkeypatch):
         dry_run("demo_faces", "optimizer.kind=muon")
 
 
+def test_muon_without_a_matrix_to_move_is_refused():
+    with pytest.raises(ValueError, match="optimizer.kind=muon moves the matrices of a tower's"):
+        dry_run("demo_faces", "optimizer.kind=muon", "model.freeze=['*weight']")
+
+
 def test_it_tells_of_embeddings_that_are_to_be_kept():
     told = dry_run("demo", "data.embeddings=make", "data.index=kept")
     assert "the teacher's of clean samples, kept in kept; first made where missing" in told

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from accelerate.utils import str_to_bool
 
 from tests.conftest import REPOSITORY
 from tests.launch.test_launch_files import SHARED, STAGES, environment
 from trainer.configuration.sections import OptimizerConfig
+from trainer.planning.capacity import Capacity
 from trainer.strategies.launching import TRUE, Launch, is_cpu_asked_for
 
 FOLDER = REPOSITORY / "launch"
@@ -46,7 +48,42 @@ def test_the_cpu_is_asked_for_by_what_accelerate_takes_for_true():
 
 
 def test_without_a_launcher_there_is_one_process():
-    assert Launch.of_environment({}) == Launch.of_file(FOLDER / "cpu.yaml") == Launch()
+    assert Launch.of_environment({}) == Launch()
+    assert Launch.of_file(FOLDER / "cpu.yaml") == Launch(is_on_cpu=True)
+
+
+def test_fsdp_of_version_1_is_refused_read_from_the_file_and_from_the_environment(tmp_path):
+    text = (FOLDER / "fsdp2.yaml").read_text()
+    for version in ("fsdp_version: 1", ""):  # what accelerate takes where none is said
+        file = tmp_path / "fsdp1.yaml"
+        file.write_text(text.replace("fsdp_version: 2", version))
+        launch = Launch.of_file(file)
+        assert launch == Launch.of_environment(environment(file) | {"WORLD_SIZE": "8"})
+        with pytest.raises(ValueError, match="FSDP of version 1 is not supported; set fsdp_ver"):
+            launch.check(OptimizerConfig(lr=0.1))
+
+
+def test_what_is_compiled_is_refused_with_zero3_and_with_nothing_else():
+    backend = {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
+    for name in SHARED:
+        told = environment(name) | {"WORLD_SIZE": "8"}
+        launch = Launch.of_file(FOLDER / f"{name}.yaml", backend)
+        if launch.is_deepspeed:
+            assert launch.is_compiled and launch == Launch.of_environment(told | backend)
+        else:  # its own launcher says so or not, whatever the environment was
+            assert launch.is_compiled == (name == "compiled")
+        if launch.strategy == "zero3":
+            with pytest.raises(ValueError, match="torch.compile does not go with ZeRO-3"):
+                launch.check(OptimizerConfig(lr=0.1))
+        else:
+            launch.check(OptimizerConfig(lr=0.1))
+
+
+def test_a_file_for_the_cpu_is_planned_for_the_cpu_where_there_are_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 10**9))
+    for name, device in (("cpu", "cpu"), ("cpus", "cpu"), ("ddp", "cuda")):
+        assert Capacity.here(Launch.of_file(FOLDER / f"{name}.yaml")).device == device
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
