@@ -78,8 +78,10 @@ def train(
     # Here, not above: accelerate and open_clip take seconds, and a mistake should not.
     if dry_run:
         from trainer.planning.dry_run import describe_run, planned
+        from trainer.runs.claim import Claim
 
         if _is_first_process():
+            Claim(loaded, trains=True, say=click.echo).looked_at()
             click.echo(describe_run(loaded, *planned(launch, devices, device_memory)))
     else:
         from trainer import train as training

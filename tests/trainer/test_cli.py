@@ -300,6 +300,15 @@ def test_a_local_plugin_that_is_wrong_is_named(call):
     assert told.endswith("absent.py is not there; write the path of a .py file\n")
 
 
+def test_a_dry_run_is_refused_the_folder_that_the_run_would_be(call):
+    Path("right.yaml").write_text(WRONG.replace("wieght", "weight"))
+    Path("private").mkdir()
+    Path("private/requests.csv").touch()
+    code, shown, told = call("train", "right.yaml", "steps=5", "output=private", "--dry-run")
+    assert (code, shown) == (2, "")
+    assert told == "output: private is not empty and no run's; name another folder\n"
+
+
 @pytest.mark.parametrize("option", [("--devices", "8"), ("--device-memory", "80")])
 def test_what_plans_a_dry_run_is_refused_without_one(call, option):
     code, _, told = call("train", "run.yaml", *option)

@@ -38,6 +38,8 @@ from trainer.doctor.reachability import all_reduce, backends, is_hung, shared_fi
 from trainer.models import clip as clips
 from trainer.models.clip import Clip
 from trainer.optim import check_movable
+from trainer.runs.claim import Claim
+from trainer.runs.saved import whole
 from trainer.strategies.launching import Launch
 from trainer.system.addresses import shown
 from trainer.system.lock import beside, hold
@@ -130,14 +132,18 @@ def weightless(config: Config) -> Clip | None:
     return clips.load(config.model, weightless=True)
 
 
-def run_bytes(config: Config, clip: Clip) -> int:
+def run_bytes(config: Config, clip: Clip, num_there: int = 0) -> int:
     """What a run writes: each checkpoint holds the trained weights and two moments of each, one
-    more is written than is kept, and the model is exported. Raises ValueError where a run would."""
+    more is written than is kept, and the model is exported. Raises ValueError where a run would.
+
+    num_there: whole checkpoints of the run that is gone on with, which take no more room.
+    """
     student = clips.student_of(clip, config.trained, config.model, config.trains_temperature)
     check_movable(student, config.optimizer)
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     exported = sum(p.numel() for p in clip.model.parameters())
-    checkpoints = 1 if config.checkpoint.every is None else config.checkpoint.keep + 1
+    kept = config.checkpoint.keep
+    checkpoints = 1 if config.checkpoint.every is None else kept + 1 - min(num_there, kept)
     size = getattr(torch, config.export.dtype).itemsize
     return 3 * torch.float32.itemsize * trained * checkpoints + size * exported
 
@@ -157,11 +163,13 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
         check_sizes(config.objectives, config.data.lanes, process.ranks, launch.parts)
     except ValueError as error:
         yield fail(str(error), "or launch another number of processes")
+    found, num_there = of_folder(config)
+    yield from found
     wanted: int | None = 0
     shared = SHARED_BYTES
     try:
         clip = weightless(config)
-        wanted = run_bytes(config, clip) if clip else None
+        wanted = run_bytes(config, clip, num_there) if clip else None
         if clip:
             size = clip.prepare.size
             shared = shared_bytes(config.objectives, config.data, size, process.ranks)
@@ -172,6 +180,18 @@ def of_run(config: Config | None, process: Process) -> Iterator[Finding]:
     if process.rank == 0:
         yield from in_use(config.output)
     yield from shards(config)
+
+
+def of_folder(config: Config) -> tuple[list[Finding], int]:
+    """What a run would find where it writes; how many whole checkpoints it would go on with."""
+    try:
+        saved = Claim(config, trains=True, say=click.echo).looked_at()
+    except (ValueError, OSError) as error:
+        return [fail(str(error), "the run would be refused as it is")], 0
+    if saved is None:
+        return [], 0
+    goes_on = ok(f"{config.output} goes on after step {saved.step}")
+    return [goes_on], len(whole(saved.folder.parent))
 
 
 def in_use(folder: Path) -> Iterator[Finding]:

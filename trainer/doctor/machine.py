@@ -15,7 +15,7 @@ import torch
 
 from trainer.doctor.diagnosis import Finding, fail, ok, warn
 from trainer.strategies.launching import is_cpu_asked_for
-from trainer.system.files import MORE_SHARED_MEMORY
+from trainer.system.files import MORE_SHARED_MEMORY, size_of
 
 DRIVER = Path("/proc/driver/nvidia/version")
 SHARED_MEMORY = Path("/dev/shm")
@@ -151,7 +151,3 @@ def nearest(folder: Path) -> Path:
     """The folder itself or, where it is not there yet, the one that it will be made in."""
     folder = folder.resolve()
     return next(one for one in (folder, *folder.parents) if one.is_dir())
-
-
-def size_of(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"

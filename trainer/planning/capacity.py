@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.doctor.machine import size_of
 from trainer.strategies.launching import Launch
+from trainer.system.files import size_of
 
 # Of a GPU's memory: CUDA's own, NCCL's buffers, and gaps that the allocator cannot fill.
 SPARE = 0.1

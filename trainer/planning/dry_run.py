@@ -13,7 +13,6 @@ from trainer.api import Tower
 from trainer.configuration.config import Config
 from trainer.data.batches import Batch, Batches
 from trainer.data.steps import check_sizes
-from trainer.doctor.machine import size_of
 from trainer.models import clip as clips
 from trainer.models.clip import Clip, Towers
 from trainer.optim import check_movable
@@ -22,6 +21,7 @@ from trainer.planning.communication import sent_in_step
 from trainer.planning.plan import Sizes, kind_of, plan_of
 from trainer.planning.rehearsal import rehearse
 from trainer.strategies.launching import Launch
+from trainer.system.files import size_of
 
 Line = tuple[str, str]
 INDENT = 14  # columns

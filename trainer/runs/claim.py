@@ -48,6 +48,12 @@ class Claim:
         except (ValueError, OSError) as error:
             return error
 
+    def looked_at(self) -> Saved | None:
+        """What a run would go on from. The folder is left as it is. Raises ValueError or OSError
+        where one would be refused there, for what can be told before it begins."""
+        _refuse_other(self._folder)
+        return self._gone_on_from()
+
     def _made(self) -> Saved | None:
         """Go on with a run of the same configuration that was cut off, or begin a new one."""
         config = self._config.to_yaml()
@@ -57,8 +63,7 @@ class Claim:
                 f"output: {self._folder} is of a run that trained; name another to measure in"
             )
         (self._folder / MARKER).unlink(missing_ok=True)
-        self._ask()
-        saved = self._cut_off() if self._config.checkpoint.resume == "auto" else None
+        saved = self._gone_on_from()
         if saved:
             cut_metrics(self._folder / METRICS, saved.step)
             for aside in (self._folder / CHECKPOINTS).glob("step-*.tmp"):  # a save that was cut off
@@ -72,6 +77,10 @@ class Claim:
             replace_text(self._folder / ASKED, self.asked)
         replace_text(self._folder / CONFIG, config)
         return saved
+
+    def _gone_on_from(self) -> Saved | None:
+        self._ask()
+        return self._cut_off() if self._config.checkpoint.resume == "auto" else None
 
     def _ask(self) -> None:
         """Whom it is to forget, as of now: who comes into a roster while it trains is not among

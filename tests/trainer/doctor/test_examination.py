@@ -8,14 +8,22 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.conftest import REPOSITORY, TINY
 from tests.warm_python import warm_python
-from trainer.configuration.config import load_config
+from trainer.configuration.config import Config, load_config
+from trainer.data.skips import Skips
 from trainer.doctor.examination import examine, run_bytes, weightless
+from trainer.runs.checkpoint import Checkpoints
+from trainer.runs.claim import Claim
+from trainer.strategies.spread import Spread
 
 
 def free_port() -> str:
@@ -129,6 +137,53 @@ def test_a_frozen_name_that_is_not_there_is_told(clean_shards, tmp_path, capsys)
     path = write_config(tmp_path, clean_shards, model=model)
     assert examine(path, [], 1.0) == 1
     assert "fail  " in (told := capsys.readouterr().out) and "text.tokens" in told
+
+
+def test_a_folder_that_is_no_runs_is_told(clean_shards, tmp_path, capsys):
+    path = write_config(tmp_path, clean_shards)
+    (tmp_path / "runs/run").mkdir(parents=True)
+    (tmp_path / "runs/run/letter.txt").touch()
+    assert examine(path, [], 1.0) == 1
+    assert "fail  output: runs/run is not empty and no run's" in capsys.readouterr().out
+
+
+def cut_off(config: Config, steps: int) -> None:
+    """Its folder as a run leaves it that saved after each of so many steps."""
+    claim = Claim(config, True, print)
+    assert claim.made_or_refused() is None
+    claim.end()
+    weight = nn.Parameter(torch.ones(2))
+    spread = Spread({"weight": weight}, SimpleNamespace(optimizer=torch.optim.AdamW([weight])))
+    folder = config.output / "checkpoints"
+    saves = Checkpoints(folder, config.checkpoint, spread, Accelerator(cpu=True), "", None)
+    for step in range(1, steps + 1):
+        saves.save(step, {}, {}, {}, Skips(), [])
+        saves.wait()
+
+
+def test_of_a_run_that_goes_on_what_is_there_takes_no_room_and_other_people_are_told(
+    clean_shards, tmp_path, capsys
+):
+    roster = tmp_path / "asked.csv"
+    roster.write_text("name\nZebulon Quimby\n")
+    objectives = {
+        "keep": {"kind": "preserve", "batch_size": 8},
+        "names": {"kind": "name_to_person", "batch_size": 8, "roster": str(roster)},
+    }
+    path = write_config(tmp_path, clean_shards, objectives=objectives)
+    cut_off(load_config(path), steps=3)
+    assert examine(path, [], 1.0) == 0
+    told = capsys.readouterr().out
+    file = REPOSITORY / "plugins/fictitious/clip/open_clip_model.safetensors"
+    values = sum(tensor.numel() for tensor in load_file(file).values())
+    # Of 4 bytes: 3 in the one checkpoint beside the 2 that are there, 1 in the model.
+    assert "ok    runs/run goes on after step 3" in told
+    assert f"a run takes about {16 * values / 1e6:.1f} MB" in told
+    roster.write_text("name\nXimena Vandervoort\n")
+    assert examine(path, [], 1.0) == 1
+    told = capsys.readouterr().out
+    assert "fail  runs/run: other people are to be forgotten now" in told and "Ximena" not in told
+    assert examine(path, ["checkpoint.resume=never"], 1.0) == 0
 
 
 def test_muon_without_a_matrix_to_move_is_told(clean_shards, tmp_path, capsys):
