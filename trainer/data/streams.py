@@ -25,7 +25,6 @@ from trainer.data.readers import Reading, Share, read_share
 from trainer.system.addresses import is_remote, shown
 
 GOLDEN = 0.6180339887498949  # its multiples spread evenly over the unit interval, at any length
-MANY = 8  # shards of a lane: of two lanes one has an eighth more at most
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -81,13 +80,8 @@ def _expand(pattern: str) -> list[str]:
 
 
 def deal(urls: Sequence[str], lanes: int, seed: int) -> list[list[Share]]:
-    """Each lane's shares: whole shards, or parts of them where there are fewer than lanes.
-
-    Or a few times as many, and on a disk: some lanes would have a shard more than others, and every
-    lane gives as many samples. To stream them in parts would fetch each many times.
-    """
-    few = len(urls) < (lanes if any(map(is_remote, urls)) else MANY * lanes)
-    parts = lanes // gcd(lanes, len(urls)) if few else 1
+    """Each lane's shares: whole shards, or parts of them where there are fewer than lanes."""
+    parts = 1 if len(urls) >= lanes else lanes // gcd(lanes, len(urls))
     shares = [Share(url, part, parts) for url in urls for part in range(parts)]
     order = np.random.default_rng([seed, 0xDEA1]).permutation(len(shares))
     return [[shares[i] for i in order[lane::lanes]] for lane in range(lanes)]

@@ -65,22 +65,6 @@ def bomb(side: int) -> bytes:
 # Which shards
 
 
-@pytest.mark.parametrize("count", [1, 7, 63, 64, 65, 100, 119, 128, 500, 512, 1243])
-def test_lanes_have_as_many_samples_as_each_other(count):
-    """Each gives as many: of a lane with fewer samples each would come more often."""
-    lanes = deal([f"{i}.tar" for i in range(count)], 64, 0)
-    shares = [sum(1 / one.parts for one in lane) for lane in lanes]
-    assert max(shares) == pytest.approx(min(shares), rel=1e-9 if count < 512 else 0.06)
-    whole = Counter((one.url, one.part) for lane in lanes for one in lane)
-    assert set(whole.values()) == {1} and len({url for url, _ in whole}) == count
-
-
-def test_shards_elsewhere_are_cut_only_where_a_lane_would_have_none():
-    for count, parts in ((63, 64), (64, 1), (100, 1)):
-        lanes = deal([f"s3://bucket/{i}.tar" for i in range(count)], 64, 0)
-        assert {one.parts for lane in lanes for one in lane} == {parts}
-
-
 def test_patterns_and_globs_become_paths_and_addresses_stay(tmp_path):
     for name in ("0.tar", "1.tar", "2.tar"):
         write_shard(tmp_path / name, {})
