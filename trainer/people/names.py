@@ -90,6 +90,8 @@ class NameIndex:
 
     def names_anyone(self, caption: str) -> bool:
         """As it is written, or as tokenizers mend it."""
+        if caption.isascii() and "&" not in caption:  # nothing to mend in most
+            return self._names_anyone(caption)
         return self._names_anyone(caption) or any(map(self._names_anyone, mended(caption)))
 
     def _names_anyone(self, caption: str) -> bool:
