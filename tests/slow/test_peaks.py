@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.peaks import ProductsInFloat32, measured, planned, write_world
+from tests.trainer.peaks import measured, planned, products_in_float32, write_world
 from trainer.strategies.launching import Launch
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ LONG = [
 def test_products_in_float32_are_those_of_bfloat16():
     rows, weight, bias = (torch.randn(shape).bfloat16() for shape in ((3, 64), (5, 64), (5,)))
     torches = rows @ weight.T, torch.nn.functional.linear(rows, weight, bias)
-    with ProductsInFloat32():
+    with products_in_float32():
         ours = rows @ weight.T, torch.nn.functional.linear(rows, weight, bias)
     for one, other in zip(ours, torches, strict=True):
         torch.testing.assert_close(one, other, atol=0.1, rtol=0.02)

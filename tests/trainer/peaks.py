@@ -6,6 +6,7 @@ last step is over.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, islice
 from pathlib import Path
 
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import REPOSITORY, picture, write_people, write_shard
 from trainer.configuration.config import load_config
@@ -52,7 +52,6 @@ BOTH = """
   names: {kind: name_to_person, batch_size: 32, roster: forget.jsonl}
   faces: {kind: face_to_neutral, batch_size: 16, roster: forget.jsonl, target: text}
 """
-PRODUCTS = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 # Input Dims of one call: what is gathered stands before a rank's own part of it.
 OF_CALL = {"c10d::allreduce_": 2, "c10d::_allgather_base_": 1, "c10d::_reduce_scatter_base_": 1}
 
@@ -118,22 +117,35 @@ def planned(folder: Path, name: str, launch: Launch, *overrides: str) -> tuple[l
     return peaks, sum(size / sizes_of[name] for name, size in sent.items())
 
 
-class ProductsInFloat32(TorchDispatchMode):
-    """Products of bfloat16 where a CPU has none: torch's take ten minutes for what these do in one.
+@contextmanager
+def products_in_float32() -> Iterator[None]:
+    """Products of bfloat16 where a CPU has none: torch's take ten minutes for what these do in two.
 
     What they need beside their result is numpy's, so that torch's account is that of its own.
     """
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("mm", mm, "CPU", allow_override=True)
+        library.impl("addmm", addmm, "CPU", allow_override=True)
+        yield
 
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if op not in PRODUCTS or args[-1].dtype != torch.bfloat16 or kwargs:
-            return op(*args, **(kwargs or {}))
-        *added, left, right = args
-        product = in_float32(left) @ in_float32(right)
-        for one in added:
-            product += in_float32(one)
-        result = torch.empty(product.shape, dtype=torch.bfloat16)
-        bits(result)[:] = (product.view(np.uint32) + 0x8000) >> 16
-        return result
+
+def mm(left: Tensor, right: Tensor) -> Tensor:
+    result = torch.empty(len(left), right.shape[1], dtype=left.dtype)
+    if left.dtype != torch.bfloat16:
+        return torch.mm(left, right, out=result)
+    return rounded(in_float32(left) @ in_float32(right), result)
+
+
+def addmm(added: Tensor, left: Tensor, right: Tensor, *, beta=1, alpha=1) -> Tensor:
+    result = torch.empty(len(left), right.shape[1], dtype=left.dtype)
+    if left.dtype != torch.bfloat16 or (beta, alpha) != (1, 1):
+        return torch.addmm(added, left, right, beta=beta, alpha=alpha, out=result)
+    return rounded(in_float32(left) @ in_float32(right) + in_float32(added), result)
+
+
+def rounded(product: np.ndarray, result: Tensor) -> Tensor:
+    bits(result)[:] = (product.view(np.uint32) + 0x8000) >> 16
+    return result
 
 
 def in_float32(tensor: Tensor) -> np.ndarray:
@@ -141,7 +153,10 @@ def in_float32(tensor: Tensor) -> np.ndarray:
 
 
 def bits(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().view(torch.uint16).numpy()
+    """Of each bfloat16. Not by `numpy`, after which FSDP2 may not free what it gathered."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
+    values = (ctypes.c_uint16 * (last + 1)).from_address(tensor.data_ptr())
+    return np.ndarray(tensor.shape, np.uint16, values, 0, [2 * step for step in tensor.stride()])
 
 
 def main() -> None:
@@ -167,7 +182,7 @@ def main() -> None:
     training.prepare = prepare_and_note
     with ExitStack() as entered:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            entered.enter_context(ProductsInFloat32())
+            entered.enter_context(products_in_float32())
         profiler.__enter__()
         command()
 
@@ -181,21 +196,12 @@ def note(profiler: profile) -> None:
     memory = [event for event in events if event.get("name") == "[memory]"]
     changes = [e["args"]["Bytes"] for e in sorted(memory, key=lambda event: event["ts"])]
     sent = 0.0
-    for event in outermost([event for event in events if event.get("name") in OF_CALL]):
-        if sizes := dims(event):
+    for event in events:
+        if event.get("name") in OF_CALL and (sizes := dims(event)):
             # All-reduce names its tensors once, the others the whole and the part.
             sent += OF_CALL[event["name"]] * max(sizes) * (ranks - 1) / ranks
     found = {"peak": max(accumulate(changes)), "sent_values": sent / STEPS}
     Path(f"measured-{rank}.json").write_text(json.dumps(found))
-
-
-def outermost(events: list[dict]) -> Iterator[dict]:
-    """Without those within another of their thread: a mode hands a call on, which is told twice."""
-    ends: dict[int, float] = {}
-    for event in sorted(events, key=lambda event: event["ts"]):
-        if event["ts"] >= ends.get(event["tid"], 0.0):
-            ends[event["tid"]] = event["ts"] + event["dur"]
-            yield event
 
 
 def dims(event: dict) -> list[int]:
