@@ -168,7 +168,7 @@ class Names:
         """Its last word goes on as another's ends: a word that no list has.
 
         A forgotten name lies right beside its target. Who tries every pair of the words of public
-        lists finds a target that is one, and no other name of nobody lies so near to any.
+        lists would come upon a target that is one, and no name of nobody lies as near to another.
         """
         *first, last = name.split()
         for _ in range(MAX_TRIES):

@@ -105,6 +105,12 @@ class Dealt:
             tuple(one.weight for one in all_of),
         )
 
+    @property
+    def parts_elsewhere(self) -> int:
+        """Of the shards that are not on a disk, in how many each is cut at most."""
+        shares = (share for source in self.shares for lane in source for share in lane)
+        return max((one.parts for one in shares if is_remote(one.url)), default=1)
+
 
 @dataclass(slots=True)
 class Position:

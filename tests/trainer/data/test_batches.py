@@ -16,7 +16,7 @@ from tests.conftest import picture, write_people, write_shard
 from tests.trainer.webserver import serving
 from trainer import BadSample, Objective, Pair, Sample, Tower
 from trainer.configuration.sections import DataConfig
-from trainer.data import steps as steps_of
+from trainer.data import rows as rows_of
 from trainer.data.batches import (
     LABEL,
     STUDENT_IMAGE,
@@ -28,8 +28,9 @@ from trainer.data.batches import (
 )
 from trainer.data.readers import Reading
 from trainer.data.remote import Patience
+from trainer.data.rows import TurnRandom
 from trainer.data.skips import Skips
-from trainer.data.steps import Steps, TurnRandom
+from trainer.data.steps import Steps
 from trainer.data.streams import Position, deal, expand, read_lane
 
 
@@ -249,7 +250,7 @@ def stopped(clip, shards, workers: int, error: Exception | None = None, **object
 def test_data_of_which_nothing_can_be_used_stop_the_run_in_one_line(
     tiny_clip, clean_shards, workers, monkeypatch
 ):
-    monkeypatch.setattr(steps_of, "MAX_UNUSABLE", 30)
+    monkeypatch.setattr(rows_of, "MAX_UNUSABLE", 30)
     error = stopped(tiny_clip, clean_shards, workers)
     assert type(error) is ValueError
     assert str(error) == (
